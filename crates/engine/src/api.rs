@@ -1,0 +1,193 @@
+//! What callers exchange with the engine.
+
+use std::sync::Arc;
+
+/// How the next token is chosen. Filters apply in the order: penalties, temperature, top-k, top-p, min-p.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// `0` = greedy.
+    pub temperature: f32,
+    /// Smallest set of tokens whose probability reaches this; `1` = off.
+    pub top_p: f32,
+    /// Most likely tokens kept; `0` = off.
+    pub top_k: usize,
+    /// Tokens below this fraction of the most likely one's probability are dropped; `0` = off.
+    pub min_p: f32,
+    /// HF/CTRL multiplicative penalty on tokens of prompt and output; `1` = off.
+    pub repetition_penalty: f32,
+    /// OpenAI additive penalty on tokens already generated; `0` = off.
+    pub presence_penalty: f32,
+    /// OpenAI additive penalty per occurrence; `0` = off.
+    pub frequency_penalty: f32,
+    /// Added to a token's logit.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Equal seeds give equal tokens, whoever shares the batch. `None` = a fresh one per request.
+    pub seed: Option<u64>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: None,
+        }
+    }
+}
+
+/// One sequence to be generated.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Prompt token ids, at least one, each below the vocabulary size.
+    pub prompt: Vec<u32>,
+    /// Most tokens to generate; `0` only scores the prompt.
+    pub max_tokens: usize,
+    /// Tokens that end the generation (they are not emitted). Empty = run to `max_tokens`.
+    pub stop_tokens: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Report the log-probability of each generated token and of this many alternatives.
+    pub logprobs: Option<usize>,
+    /// The same for each prompt token but the first.
+    pub prompt_logprobs: Option<usize>,
+}
+
+/// Log-probability of a token and of the most likely tokens at its position. When the token itself is among
+/// `top`, both figures are the same float.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token at this position.
+    pub token: u32,
+    /// Its natural-log probability under the raw (temperature 1, unfiltered) distribution.
+    pub logprob: f32,
+    /// Most likely tokens, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token.
+    Stop,
+    /// `max_tokens` or the context limit.
+    Length,
+}
+
+/// What a generation sends, in order: `Prompt?`, `Token*`, then `Finished` or `Failed`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Prompt log-probabilities, one per prompt token, the first `None`. Only if asked for; before any token.
+    Prompt(Vec<Option<TokenLogprobs>>),
+    /// A generated token.
+    Token {
+        /// Its id.
+        id: u32,
+        /// If asked for.
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// The end.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// Prompt tokens that were not computed again thanks to a prefix cache.
+        cached_tokens: usize,
+    },
+    /// The engine could not go on with this request; the sentence says why.
+    Failed(String),
+}
+
+/// Why a request was not taken. All but `Stopped` and `Busy` are the caller's to correct.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SubmitError {
+    /// No tokens.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// An id outside the vocabulary.
+    #[error("token id {id} at position {position} is not below the vocabulary size {vocab}")]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Where it stands.
+        position: usize,
+        /// The limit.
+        vocab: usize,
+    },
+    /// Prompt and `max_tokens` can never fit.
+    #[error("prompt ({prompt} tokens) plus max_tokens ({max_tokens}) exceed the context limit of {limit} tokens")]
+    TooLong {
+        /// Prompt tokens.
+        prompt: usize,
+        /// Tokens asked for.
+        max_tokens: usize,
+        /// Tokens that fit.
+        limit: usize,
+    },
+    /// The waiting queue is full; try again later.
+    #[error("{waiting} requests are waiting already (limit {limit})")]
+    Busy {
+        /// Requests in the queue.
+        waiting: usize,
+        /// Its limit.
+        limit: usize,
+    },
+    /// The engine is draining or gone.
+    #[error("the engine is shutting down")]
+    Stopped,
+}
+
+/// Counters for `/metrics`, a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EngineStats {
+    /// Sequences in the batch now.
+    pub running: usize,
+    /// Requests waiting for admission.
+    pub waiting: usize,
+    /// KV blocks in use.
+    pub kv_blocks_used: usize,
+    /// KV blocks in all.
+    pub kv_blocks_total: usize,
+    /// Prompt tokens computed since start.
+    pub prompt_tokens: u64,
+    /// Tokens generated since start.
+    pub generated_tokens: u64,
+    /// Requests finished since start (stop or length).
+    pub finished: u64,
+    /// Requests cancelled by their caller since start.
+    pub cancelled: u64,
+    /// Forward passes since start.
+    pub steps: u64,
+    /// Bytes of weights resident.
+    pub weight_bytes: u64,
+    /// Bytes of the KV cache.
+    pub kv_bytes: u64,
+}
+
+/// A running generation. Dropping it cancels the request: its blocks are free by the next step.
+pub struct Generation {
+    pub(crate) events: tokio::sync::mpsc::UnboundedReceiver<Event>,
+    pub(crate) cancel: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Generation {
+    /// The next event; `None` after the last one.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// The same for callers without an async runtime.
+    pub fn next_blocking(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.cancel.store(true, std::sync::atomic::Ordering::Release);
+    }
+}
