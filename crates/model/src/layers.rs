@@ -1,0 +1,81 @@
+//! Layers shared by all architectures. Quantization, adapters and (later) sharding live here and nowhere else.
+
+mod attention;
+mod linear;
+mod mlp;
+
+pub use attention::Attention;
+pub use linear::{Dropout, Linear, Lora, Matrix};
+pub use mlp::GatedMlp;
+
+use crate::Error;
+use crate::source::WeightSource;
+use burn::tensor::Tensor;
+use hearth_kernels as kernels;
+use hearth_weights::config::ModelConfig;
+use std::sync::Arc;
+
+/// Root-mean-square normalisation with a gain.
+pub struct RmsNorm {
+    gain: Tensor<1>,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// Loads `{name}.weight` of length `len`.
+    pub fn load(w: &mut dyn WeightSource, name: &str, len: usize, config: &ModelConfig) -> Result<Self, Error> {
+        Ok(Self { gain: w.norm(name, len)?, eps: config.rms_norm_eps })
+    }
+
+    /// `x`: `[rows, len]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        kernels::rms_norm(x, self.gain.clone(), self.eps)
+    }
+
+    /// Normalises each head by itself. `x`: `[rows, heads, len]`.
+    pub fn forward_heads(&self, x: Tensor<3>) -> Tensor<3> {
+        let [rows, heads, len] = x.dims();
+        self.forward(x.reshape([rows * heads, len])).reshape([rows, heads, len])
+    }
+}
+
+/// Token embedding.
+pub struct Embedding {
+    weight: Matrix,
+}
+
+impl Embedding {
+    /// From a `[vocab, d_model]` matrix.
+    pub fn new(weight: Matrix) -> Self {
+        Self { weight }
+    }
+
+    /// Token ids, each below the vocabulary size → `[ids, d_model]`.
+    pub fn forward(&self, ids: &[u32]) -> Tensor<2> {
+        self.weight.rows(ids)
+    }
+}
+
+/// Final norm and output head.
+pub struct Head {
+    norm: RmsNorm,
+    weight: Matrix,
+}
+
+impl Head {
+    /// From a norm and a `[vocab, d_model]` matrix.
+    pub fn new(norm: RmsNorm, weight: Matrix) -> Self {
+        Self { norm, weight }
+    }
+
+    /// `x`: `[rows, d_model]` → `[rows, vocab]`.
+    pub fn logits(&self, x: Tensor<2>) -> Tensor<2> {
+        self.weight.project(self.norm.forward(x))
+    }
+
+    /// Sum over rows of the negative log-likelihood of `targets` (negative = not counted), `[1]`. Logits are
+    /// never kept. `x`: `[rows, d_model]`, one target per row.
+    pub fn nll_sum(&self, x: Tensor<2>, targets: Arc<[i32]>) -> Tensor<1> {
+        self.weight.cross_entropy(self.norm.forward(x), targets)
+    }
+}

@@ -1,0 +1,121 @@
+//! Linear layers: a matrix in whatever form it is held, perhaps a bias, perhaps a low-rank adapter.
+
+use burn::tensor::{Device, Tensor};
+use hearth_kernels as kernels;
+use hearth_kernels::PackedMatrix;
+use std::sync::Arc;
+
+/// A weight matrix `[out, in]` in one of the forms a source may hold it.
+#[derive(Clone)]
+pub enum Matrix {
+    /// A tensor, row-major, f32 or bf16; may be tracked.
+    Dense(Tensor<2>),
+    /// Frozen, in panel layout, dense or quantized, with the device its results are made on.
+    Packed(Arc<PackedMatrix>),
+    /// Only a shape: what a recorder hands out. Never computed with.
+    Shape([usize; 2]),
+}
+
+impl Matrix {
+    /// `[out, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Matrix::Dense(w) => w.dims(),
+            Matrix::Packed(w) => [w.rows(), w.columns()],
+            Matrix::Shape(shape) => *shape,
+        }
+    }
+
+    /// `x·wᵀ`: `[rows, in]` → `[rows, out]`.
+    pub fn project(&self, x: Tensor<2>) -> Tensor<2> {
+        match self {
+            Matrix::Dense(w) => kernels::linear(x, w.clone()),
+            Matrix::Packed(w) => kernels::linear_packed(x, w.clone()),
+            Matrix::Shape(_) => unreachable!("a recorded shape has no weights"),
+        }
+    }
+
+    /// Rows `ids`: `[ids, in]`.
+    pub fn rows(&self, ids: &[u32]) -> Tensor<2> {
+        match self {
+            Matrix::Dense(w) => kernels::embedding(w.clone(), ids.into()),
+            Matrix::Packed(w) => {
+                let mut values = vec![0.0; ids.len() * w.columns()];
+                for (row, &id) in values.chunks_exact_mut(w.columns()).zip(ids) {
+                    w.read_row(id as usize, row);
+                }
+                Tensor::<1>::from_floats(values.as_slice(), &Device::flex()).reshape([ids.len(), w.columns()])
+            }
+            Matrix::Shape(_) => unreachable!("a recorded shape has no weights"),
+        }
+    }
+
+    /// Sum of `−log softmax(h·wᵀ)[target]`, `[1]`.
+    pub fn cross_entropy(&self, h: Tensor<2>, targets: Arc<[i32]>) -> Tensor<1> {
+        match self {
+            Matrix::Dense(w) => kernels::linear_cross_entropy(h, w.clone(), targets),
+            Matrix::Packed(w) => kernels::linear_cross_entropy_packed(h, w.clone(), targets),
+            Matrix::Shape(_) => unreachable!("a recorded shape has no weights"),
+        }
+    }
+}
+
+/// A low-rank adapter (LoRA, arXiv 2106.09685): adds `scale · B·A·dropout(x)`.
+#[derive(Clone)]
+pub struct Lora {
+    /// `[rank, in]`.
+    pub a: Tensor<2>,
+    /// `[out, rank]`.
+    pub b: Tensor<2>,
+    /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
+    pub scale: f32,
+    /// While training only.
+    pub dropout: Option<Dropout>,
+}
+
+/// Dropout with its mask's key: equal keys give equal masks.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    /// Probability of dropping.
+    pub p: f32,
+    /// Names layer, step and sample.
+    pub key: u64,
+}
+
+/// `y = x·wᵀ + b`, plus an adapter's share.
+#[derive(Clone)]
+pub struct Linear {
+    weight: Matrix,
+    bias: Option<Tensor<1>>,
+    lora: Option<Lora>,
+}
+
+impl Linear {
+    /// Without adapter.
+    pub fn new(weight: Matrix, bias: Option<Tensor<1>>) -> Self {
+        Self { weight, bias, lora: None }
+    }
+
+    /// Adds an adapter.
+    pub fn with_lora(mut self, lora: Lora) -> Self {
+        self.lora = Some(lora);
+        self
+    }
+
+    /// `x`: `[rows, in]` → `[rows, out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let mut y = self.weight.project(x.clone());
+        if let Some(bias) = &self.bias {
+            y = y + bias.clone().unsqueeze::<2>();
+        }
+        if let Some(lora) = &self.lora {
+            let x = match lora.dropout {
+                Some(d) => kernels::dropout(x, d.p, d.key),
+                None => x,
+            };
+            let low = kernels::linear(x, lora.a.clone());
+            y = y + kernels::linear(low, lora.b.clone()) * lora.scale;
+        }
+        y
+    }
+}

@@ -1,0 +1,3 @@
+//! CPU kernels on plain slices. No tensors here.
+pub mod gemm;
+pub mod simd;
