@@ -14,5 +14,20 @@
 //! Files are hostile: every length and offset is checked before it is used to allocate or to slice.
 //! Nothing here executes anything found in a file.
 pub mod config;
+pub mod encode;
+mod error;
+pub mod gguf;
+pub mod key_map;
+mod mapped;
+pub mod open;
 pub mod quant;
+pub mod safetensors;
 pub mod source;
+mod staged;
+
+pub use config::{ModelConfig, RopeConfig, RopeScaling};
+pub use encode::{encode, storage_format};
+pub use error::Error;
+pub use open::open;
+pub use quant::{Format, FormatRef};
+pub use source::{GgufVocabulary, ModelFiles, TensorMeta, TensorSource, TokenizerFiles};

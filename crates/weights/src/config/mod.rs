@@ -1,4 +1,20 @@
 //! The one model configuration, whatever file it came from.
+//!
+//! # Layout
+//! - here: [`ModelConfig`] and what makes one valid;
+//! - `hf`: to and from `config.json`, with the defaults of transformers' configuration classes;
+//! - `rope`: the `rope_scaling` / `rope_parameters` object;
+//! - `gguf`: to and from GGUF metadata.
+
+mod gguf;
+mod hf;
+mod rope;
+
+use crate::Error;
+
+pub(crate) use gguf::{ROPE_DIVISORS, architecture};
+pub use hf::MODEL_TYPES;
+pub(crate) use hf::{add_generation_eos, one_or_many};
 
 /// A decoder-only transformer's shape and constants. Dimensions are element counts.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,4 +117,68 @@ pub enum RopeScaling {
     },
     /// Explicit per-frequency divisors (GGUF `rope_freqs.weight`), `head_dim / 2` of them.
     Divisors(Vec<f32>),
+}
+
+impl ModelConfig {
+    /// Checks every number against the others and against sane limits.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the first key that does not fit, its value and the limit.
+    pub fn validate(&self) -> Result<(), Error> {
+        self.check_sizes()?;
+        self.check_heads()?;
+        if !(self.rms_norm_eps.is_finite() && (0.0..1.0).contains(&self.rms_norm_eps)) {
+            return Err(Error::config(format!(
+                "rms_norm_eps is {}, it must be at least 0 and below 1",
+                self.rms_norm_eps
+            )));
+        }
+        if self.sliding_window.len() != self.num_layers {
+            return Err(Error::config(format!(
+                "sliding windows are given for {} blocks, num_hidden_layers is {}",
+                self.sliding_window.len(),
+                self.num_layers
+            )));
+        }
+        if self.sliding_window.contains(&Some(0)) {
+            return Err(Error::config("sliding_window is 0, it must be at least 1 or null"));
+        }
+        rope::validate(&self.rope, self.head_dim)
+    }
+
+    fn check_sizes(&self) -> Result<(), Error> {
+        // Far above any model made, far below what overflows a product of two of them.
+        let limits = [
+            ("vocab_size", self.vocab_size, 1 << 28),
+            ("hidden_size", self.hidden_size, 1 << 22),
+            ("intermediate_size", self.intermediate_size, 1 << 24),
+            ("num_hidden_layers", self.num_layers, 1 << 14),
+            ("num_attention_heads", self.num_heads, 1 << 16),
+            ("num_key_value_heads", self.num_kv_heads, 1 << 16),
+            ("head_dim", self.head_dim, 1 << 16),
+            ("max_position_embeddings", self.max_position_embeddings, 1 << 32),
+        ];
+        for (key, value, limit) in limits {
+            if value == 0 || value > limit {
+                return Err(Error::config(format!("{key} is {value}, it must be from 1 to {limit}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_heads(&self) -> Result<(), Error> {
+        if self.num_heads % self.num_kv_heads != 0 {
+            return Err(Error::config(format!(
+                "num_attention_heads is {}, it must be a multiple of num_key_value_heads, which is {}",
+                self.num_heads, self.num_kv_heads
+            )));
+        }
+        if self.head_dim % 2 != 0 {
+            return Err(Error::config(format!(
+                "head_dim is {}, rotary embedding needs an even one",
+                self.head_dim
+            )));
+        }
+        Ok(())
+    }
 }

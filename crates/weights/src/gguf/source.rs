@@ -1,0 +1,109 @@
+//! A GGUF file's tensors under canonical names, q and k rows put in canonical order when read.
+
+use super::parse::{Gguf, Tensor};
+use super::rows;
+use crate::Error;
+use crate::config::ModelConfig;
+use crate::key_map::{Architecture, Rows};
+use crate::source::{TensorMeta, TensorSource, missing, position};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Tensors of one GGUF file.
+pub struct GgufSource {
+    file: Gguf,
+    metas: Vec<TensorMeta>,
+    /// Beside `metas`: number in the file's table, and heads when rows are interleaved.
+    places: Vec<(usize, Option<usize>)>,
+    /// Canonical names of tensors in unread formats, with their ggml type.
+    unread: BTreeMap<String, u32>,
+}
+
+impl GgufSource {
+    /// Puts a parsed file under canonical names.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when a q or k tensor is not whole heads.
+    pub fn new(file: Gguf, architecture: &Architecture, config: &ModelConfig) -> Result<GgufSource, Error> {
+        let mut table = Vec::new();
+        let mut unread = BTreeMap::new();
+        for (number, tensor) in file.tensors().iter().enumerate() {
+            let (name, rows) =
+                architecture.to_canonical(&tensor.name).unwrap_or_else(|| (tensor.name.clone(), Rows::Same));
+            let Some(format) = tensor.format else {
+                unread.insert(name, tensor.ggml_type);
+                continue;
+            };
+            let heads = heads(config, rows);
+            check_heads(file.path(), tensor, heads)?;
+            table.push((TensorMeta { name, shape: tensor.shape.clone(), format }, (number, heads)));
+        }
+        table.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+        let (metas, places): (Vec<TensorMeta>, Vec<_>) = table.into_iter().unzip();
+        if let Some(pair) = metas.windows(2).find(|p| p[0].name == p[1].name) {
+            return Err(Error::tensor(file.path(), &pair[0].name, "two tensors of the file have this name"));
+        }
+        Ok(GgufSource { file, metas, places, unread })
+    }
+
+    /// The file itself.
+    pub fn file(&self) -> &Gguf {
+        &self.file
+    }
+
+    fn refusal(&self, name: &str) -> Error {
+        match self.unread.get(name) {
+            Some(number) => Error::tensor(
+                self.file.path(),
+                name,
+                format!("it is stored as ggml type {number}, hearth reads {}", crate::quant::names(|_| true)),
+            ),
+            None => missing(self.file.path(), &self.metas, name),
+        }
+    }
+}
+
+/// Heads whose rows are interleaved, if the rows of this kind of tensor are.
+fn heads(config: &ModelConfig, rows: Rows) -> Option<usize> {
+    match rows {
+        Rows::Same => None,
+        Rows::QueryHeads => Some(config.num_heads),
+        Rows::KeyHeads => Some(config.num_kv_heads),
+    }
+}
+
+fn check_heads(path: &Path, tensor: &Tensor, heads: Option<usize>) -> Result<(), Error> {
+    match heads {
+        Some(heads) if tensor.shape[0] % (2 * heads) != 0 => {
+            let what = format!("{} rows are not {heads} heads of an even width", tensor.shape[0]);
+            Err(Error::tensor(path, &tensor.name, what))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl TensorSource for GgufSource {
+    fn tensors(&self) -> &[TensorMeta] {
+        &self.metas
+    }
+
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, Error> {
+        let at = position(&self.metas, name).ok_or_else(|| self.refusal(name))?;
+        let (number, heads) = self.places[at];
+        let tensor = &self.file.tensors()[number];
+        let raw = self.file.raw(tensor);
+        Ok(match heads {
+            Some(heads) => Cow::Owned(rows::to_canonical(raw, heads, raw.len() / tensor.shape[0])),
+            None => Cow::Borrowed(raw),
+        })
+    }
+
+    fn origin(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn meta(&self, name: &str) -> Result<&TensorMeta, Error> {
+        position(&self.metas, name).map(|i| &self.metas[i]).ok_or_else(|| self.refusal(name))
+    }
+}
