@@ -23,7 +23,7 @@ pub fn storage_format(meta: &TensorMeta, requested: Option<FormatRef>) -> Format
     // q8_0 takes 34 bytes for 32 elements.
     let small = requested.block_bytes() * 32 < 34 * requested.block_len();
     let wanted = if outer && small { quant::Q8_0 } else { requested };
-    if meta.shape[1] % wanted.block_len() == 0 {
+    if meta.shape[1].is_multiple_of(wanted.block_len()) {
         return wanted;
     }
     if quant::is_float(meta.format) { meta.format } else { quant::F32 }

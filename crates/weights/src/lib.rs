@@ -3,31 +3,46 @@
 //! # Layout
 //! - [`config`]: one [`config::ModelConfig`], from HF `config.json` (both dialects) or GGUF metadata.
 //! - [`source`]: [`source::TensorSource`], tensors by canonical name, read one at a time.
-//! - `safetensors`, `gguf`, `torch_bin`: the three file families, one file each.
+//! - [`safetensors`], [`gguf`], [`torch_bin`]: the three file families.
 //! - [`quant`]: storage formats (`f32` … `q6_k`), one file each, one registry.
-//! - `key_map`: GGUF names and permutations → HF names, one table per architecture.
-//! - `open`: a path (HF directory, `.gguf`, bundle) → [`source::ModelFiles`].
-//! - `bundle`: the serving artifact: writer (complete or invisible) and verified reader.
-//! - `merge`: LoRA adapters folded into base tensors.
+//! - [`encode`]: a tensor in another format than its own; which tensors get which.
+//! - [`key_map`]: GGUF names and permutations → HF names, one table per architecture.
+//! - [`open`]: a path (HF directory, `.gguf`, bundle) → [`source::ModelFiles`].
+//! - [`hf_dir`]: HF directories, written.
+//! - [`bundle`]: the serving artifact: writer (complete or invisible) and verified reader.
+//! - [`adapter`], [`merge`]: LoRA adapters in PEFT's layout, and folded into base tensors.
 //!
 //! # Invariants
 //! Files are hostile: every length and offset is checked before it is used to allocate or to slice.
-//! Nothing here executes anything found in a file.
+//! Nothing here executes anything found in a file. Outputs are complete or invisible: written beside their
+//! destination, made durable, renamed; nothing is overwritten. `unsafe` is one call, in `mapped`.
+pub mod adapter;
+pub mod bundle;
 pub mod config;
 pub mod encode;
 mod error;
 pub mod gguf;
+pub mod hf_dir;
 pub mod key_map;
 mod mapped;
+pub mod merge;
 pub mod open;
 pub mod quant;
+mod renamed;
 pub mod safetensors;
 pub mod source;
 mod staged;
+pub mod torch_bin;
 
+pub use adapter::{Adapter, AdapterSpec, open_adapter, write_adapter};
+pub use bundle::BundleWriter;
 pub use config::{ModelConfig, RopeConfig, RopeScaling};
 pub use encode::{encode, storage_format};
 pub use error::Error;
+pub use gguf::{GgufHeader, GgufWriter};
+pub use hf_dir::HfWriter;
+pub use merge::Merged;
 pub use open::open;
 pub use quant::{Format, FormatRef};
+pub use safetensors::SafetensorsWriter;
 pub use source::{GgufVocabulary, ModelFiles, TensorMeta, TensorSource, TokenizerFiles};

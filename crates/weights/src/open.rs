@@ -1,11 +1,14 @@
 //! A path → [`ModelFiles`]: HF directory, GGUF file or bundle.
 
 use crate::Error;
+use crate::bundle;
 use crate::config::{self, ModelConfig};
 use crate::gguf::{Gguf, GgufSource};
 use crate::mapped::{read_json, read_text};
+use crate::renamed::Renamed;
 use crate::safetensors::SafetensorsSource;
 use crate::source::{GgufVocabulary, ModelFiles, TensorSource, TokenizerFiles};
+use crate::torch_bin::TorchBinSource;
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -21,7 +24,11 @@ pub fn open(path: &Path) -> Result<ModelFiles, Error> {
         let what = "there is nothing at this path; give a Hugging Face directory, a .gguf file or a bundle";
         return Err(Error::not_a_model(path, what));
     }
-    if path.is_dir() { open_directory(path) } else { open_file(path) }
+    match path.is_dir() {
+        true if bundle::is_bundle(path) => bundle::open_bundle(path),
+        true => open_directory(path),
+        false => open_file(path),
+    }
 }
 
 fn open_file(path: &Path) -> Result<ModelFiles, Error> {
@@ -107,7 +114,7 @@ fn open_directory(path: &Path) -> Result<ModelFiles, Error> {
     let tokenizer = path.join("tokenizer.json");
     Ok(ModelFiles {
         path: path.to_owned(),
-        tensors: open_weights(path)?,
+        tensors: canonical(open_weights(path)?),
         config,
         hf_config,
         tokenizer: if tokenizer.is_file() {
@@ -134,6 +141,18 @@ fn why_no_config(path: &Path) -> String {
     }
 }
 
+/// Models saved without their output head lack the `model.` in front of every name.
+fn canonical(source: Box<dyn TensorSource>) -> Box<dyn TensorSource> {
+    let has = |name| crate::source::position(source.tensors(), name).is_some();
+    if has("embed_tokens.weight") && !has("model.embed_tokens.weight") {
+        return Box::new(Renamed::new(source, |name| match name {
+            "lm_head.weight" => Some(name.to_owned()),
+            _ => Some(format!("model.{name}")),
+        }));
+    }
+    source
+}
+
 /// The weights of a Hugging Face directory, safetensors preferred.
 fn open_weights(path: &Path) -> Result<Box<dyn TensorSource>, Error> {
     let index = path.join("model.safetensors.index.json");
@@ -143,6 +162,14 @@ fn open_weights(path: &Path) -> Result<Box<dyn TensorSource>, Error> {
     }
     if single.exists() {
         return Ok(Box::new(SafetensorsSource::open(&single)?));
+    }
+    let index = path.join("pytorch_model.bin.index.json");
+    let single = path.join("pytorch_model.bin");
+    if index.exists() {
+        return Ok(Box::new(TorchBinSource::open_index(&index)?));
+    }
+    if single.exists() {
+        return Ok(Box::new(TorchBinSource::open(&single)?));
     }
     Err(Error::not_a_model(
         path,

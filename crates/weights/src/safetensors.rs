@@ -146,7 +146,7 @@ pub(crate) fn read_index(index: &Path) -> Result<BTreeMap<PathBuf, BTreeSet<Stri
     if shards.is_empty() {
         return Err(Error::damaged(index, "its weight_map is empty"));
     }
-    for shard in shards.keys().filter(|s| !s.exists()) {
+    if let Some(shard) = shards.keys().find(|s| !s.exists()) {
         return Err(Error::damaged(index, format!("it names {}, which is not there", shard.display())));
     }
     Ok(shards)

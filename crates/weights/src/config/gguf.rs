@@ -205,7 +205,7 @@ impl Keys<'_> {
     fn head_dim(&self, hidden: usize, heads: usize) -> Result<usize, Error> {
         let head_dim = match self.size("attention.key_length")? {
             Some(explicit) => explicit,
-            None if heads > 0 && hidden % heads == 0 => hidden / heads,
+            None if heads > 0 && hidden.is_multiple_of(heads) => hidden / heads,
             None => {
                 let what = format!("embedding_length {hidden} is not a multiple of head_count {heads}");
                 return Err(Error::damaged(self.file.path(), what));

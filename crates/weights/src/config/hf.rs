@@ -300,7 +300,7 @@ impl Fields<'_> {
         if let Some(explicit) = self.optional_size("head_dim")?.or(default) {
             return Ok(explicit);
         }
-        if heads == 0 || hidden % heads != 0 {
+        if heads == 0 || !hidden.is_multiple_of(heads) {
             return Err(Error::config(format!(
                 "hidden_size is {hidden}, it must be a multiple of num_attention_heads, which is {heads}, \
                  unless head_dim is given"

@@ -167,13 +167,13 @@ impl ModelConfig {
     }
 
     fn check_heads(&self) -> Result<(), Error> {
-        if self.num_heads % self.num_kv_heads != 0 {
+        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
             return Err(Error::config(format!(
                 "num_attention_heads is {}, it must be a multiple of num_key_value_heads, which is {}",
                 self.num_heads, self.num_kv_heads
             )));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(Error::config(format!(
                 "head_dim is {}, rotary embedding needs an even one",
                 self.head_dim

@@ -75,7 +75,7 @@ fn heads(config: &ModelConfig, rows: Rows) -> Option<usize> {
 
 fn check_heads(path: &Path, tensor: &Tensor, heads: Option<usize>) -> Result<(), Error> {
     match heads {
-        Some(heads) if tensor.shape[0] % (2 * heads) != 0 => {
+        Some(heads) if !tensor.shape[0].is_multiple_of(2 * heads) => {
             let what = format!("{} rows are not {heads} heads of an even width", tensor.shape[0]);
             Err(Error::tensor(path, &tensor.name, what))
         }
