@@ -3,13 +3,16 @@
 //! # Layout
 //! - [`config`]: what a run is told.
 //! - [`optim`], [`sched`], [`gradients`]: arithmetic over flat f32 slices, nothing of tensors.
-//! - [`error`](Error): what can go wrong.
+//! - [`checkpoint`]: complete or invisible; [`metrics`], [`tensorboard`]: what a run leaves to look at.
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 pub mod config;
 pub mod gradients;
+pub mod metrics;
 pub mod optim;
 pub mod sched;
+pub mod tensorboard;
 
 mod error;
 mod random;
