@@ -106,8 +106,11 @@ fn describe(format: &Format, reason: &str) -> String {
     format!("{reason} (format {:?} expects {})", format.name, format.about)
 }
 
+/// The line on which a JSON object begins, and the object.
+type Placed = (usize, Map<String, Value>);
+
 /// The JSON objects of a file with the lines they begin on.
-fn objects(path: &Path, text: &str) -> Result<Vec<(usize, Map<String, Value>)>, Error> {
+fn objects(path: &Path, text: &str) -> Result<Vec<Placed>, Error> {
     if text.trim_start().starts_with('[') {
         return array(path, text);
     }
@@ -121,13 +124,13 @@ fn objects(path: &Path, text: &str) -> Result<Vec<(usize, Map<String, Value>)>, 
     }
 }
 
-fn lines(path: &Path, text: &str) -> Result<Vec<(usize, Map<String, Value>)>, Error> {
+fn lines(path: &Path, text: &str) -> Result<Vec<Placed>, Error> {
     let parse =
         |(i, line): (usize, &str)| object(line).map(|o| (i + 1, o)).map_err(|r| Error::row(path, i + 1, r));
     text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
 }
 
-fn array(path: &Path, text: &str) -> Result<Vec<(usize, Map<String, Value>)>, Error> {
+fn array(path: &Path, text: &str) -> Result<Vec<Placed>, Error> {
     let raw: Vec<&RawValue> = serde_json::from_str(text)
         .map_err(|e| Error::row(path, e.line(), format!("not a valid JSON array: {e}")))?;
     let mut line = 1;

@@ -1,14 +1,14 @@
 //! What chat templates expect of Jinja in Python that minijinja does differently.
 
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 use serde::Serialize;
 use serde_json::ser::Formatter;
 use std::fmt::Write as _;
 use std::io;
 
-/// Instructions after which a template is stopped, some seconds' work: templates come from files of strangers.
-const FUEL: u64 = 100_000_000;
+/// Instructions after which a template is stopped, about two seconds of work: templates come from files of strangers.
+const FUEL: u64 = 40_000_000;
 
 /// An environment with the functions and filters that `transformers` provides.
 pub(super) fn environment() -> Environment<'static> {
@@ -18,6 +18,8 @@ pub(super) fn environment() -> Environment<'static> {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", tojson);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
     environment
 }
 
@@ -46,10 +48,20 @@ fn unknown_method(state: &mut State, value: &Value, method: &str, args: &[Value]
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
+/// Python's `None` is not iterable; minijinja's is.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// What has a length and can be indexed: in Python also strings and dictionaries.
+fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+}
+
 /// `json.dumps(value, ensure_ascii=False, indent=…)`: no HTML escapes, and Python's spaces.
 fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
-    let _: Option<bool> = options.get("ensure_ascii")?;
+    let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
     let sort_keys: Option<bool> = options.get("sort_keys")?;
     let separators: Option<Value> = options.get("separators")?;
     options.assert_all_used()?;
@@ -61,7 +73,21 @@ fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let mut out = Vec::new();
     let style = PythonStyle::new(indent, separators)?;
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, style)).map_err(failed)?;
-    String::from_utf8(out).map_err(|e| Error::new(ErrorKind::InvalidOperation, e.to_string()))
+    let text = String::from_utf8(out).map_err(|e| Error::new(ErrorKind::InvalidOperation, e.to_string()))?;
+    Ok(if ensure_ascii == Some(true) { escape_to_ascii(&text) } else { text })
+}
+
+/// JSON with every character beyond ASCII as `\uXXXX`. In JSON such characters stand in strings only.
+fn escape_to_ascii(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() {
+            out.push(c);
+        } else {
+            out.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    out
 }
 
 /// Python's way of spacing JSON.
@@ -175,11 +201,27 @@ mod tests {
         let cases = [
             ("{{ x | tojson }}", r#"{"b": [1, 2.5, null, true], "a": "<é\n>", "e": {}, "l": []}"#),
             ("{{ x.b | tojson(indent=2) }}", "[\n  1,\n  2.5,\n  null,\n  true\n]"),
+            ("{{ x.a[1] | tojson(ensure_ascii=true) }}", r#""\u00e9""#),
             ("{{ x.b | tojson(separators=(',', ':')) }}", "[1,2.5,null,true]"),
         ];
         for (source, expected) in cases {
             assert_eq!(render(source, x.clone()), expected, "{source}");
         }
+    }
+
+    #[test]
+    fn values_print_and_test_as_in_python() {
+        let context = json!({"none": null, "yes": true, "list": [1, "a"], "text": "x"});
+        let source = "{{ none }} {{ yes }} {{ none is iterable }} {{ text is sequence }} {{ list is iterable }} \
+            {{ missing is iterable }} {{ 'a-b'.removeprefix('a-') }} {{ text.strip().split('x') | length }}";
+        assert_eq!(render(source, context), "None True False True True True b 2");
+    }
+
+    #[test]
+    fn a_template_that_never_ends_is_stopped() {
+        let source = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}";
+        let error = environment().render_str(source, ()).expect_err("stopped");
+        assert!(error.to_string().contains("fuel"), "{error}");
     }
 
     #[test]
