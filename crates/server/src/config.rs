@@ -1,0 +1,47 @@
+//! What the server is told when it starts.
+
+use std::time::Duration;
+
+/// Settings of a server. [`ServerConfig::new`] gives the defaults.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Name under which the model is listed and asked for.
+    pub model_id: String,
+    /// Other names that are accepted in a request's `model`.
+    pub model_aliases: Vec<String>,
+    /// If set, requests must carry `Authorization: Bearer <key>`. `/health` and `/metrics` stay open.
+    pub api_key: Option<String>,
+    /// Largest request body.
+    pub max_body_bytes: usize,
+    /// How long a client may take to send its body.
+    pub body_timeout: Duration,
+    /// How long a request may take from arrival to last token; `None` = as long as it needs.
+    pub request_timeout: Option<Duration>,
+    /// How long requests in flight may go on once shutdown begins.
+    pub drain_timeout: Duration,
+    /// Sequences of one request that are handed to the engine at a time, so that a large batch of prompts does not
+    /// fill the queue for everyone else. Usually the engine's batch size.
+    pub max_seqs: usize,
+    /// Most sequences (prompts times `n`) in one request.
+    pub max_sequences_per_request: usize,
+    /// Silence after which a streamed response sends an SSE comment.
+    pub keep_alive: Duration,
+}
+
+impl ServerConfig {
+    /// Defaults for a model of this name.
+    pub fn new(model_id: impl Into<String>) -> Self {
+        Self {
+            model_id: model_id.into(),
+            model_aliases: Vec::new(),
+            api_key: None,
+            max_body_bytes: 8 << 20,
+            body_timeout: Duration::from_secs(60),
+            request_timeout: None,
+            drain_timeout: Duration::from_secs(30),
+            max_seqs: 16,
+            max_sequences_per_request: 1024,
+            keep_alive: Duration::from_secs(15),
+        }
+    }
+}

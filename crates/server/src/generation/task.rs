@@ -1,0 +1,210 @@
+//! Drives one sequence: submits it, turns events into text, measures, cancels.
+
+use super::text::SequenceText;
+use super::{Finish, Piece, Update};
+use crate::error::ApiError;
+use crate::metrics::Timing;
+use crate::state::{AppState, Phase, SequenceGuard, Service};
+use hearth_engine::api::{Event, FinishReason, Generation, Request, SubmitError, TokenLogprobs};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{Semaphore, watch};
+
+/// Pause before a sequence of a batch knocks again at a full queue.
+const KNOCK_AGAIN: Duration = Duration::from_millis(20);
+
+/// One sequence to be generated, and what its text is to look like.
+pub(crate) struct Sequence {
+    pub(crate) request: Request,
+    /// Begin with the prompt.
+    pub(crate) echo: bool,
+    /// The prompt in the client's words.
+    pub(crate) prompt_text: Option<String>,
+    pub(crate) stops: Vec<String>,
+    /// Tokens that end the sequence but are reported with their log-probability. A harness that scores prompts reads
+    /// one more entry than there are prompt tokens, whatever that last token is.
+    pub(crate) reported_stop_tokens: Vec<u32>,
+    pub(crate) skip_special: bool,
+}
+
+/// Updates of all sequences of a request, each with the sequence's index. Dropping this cancels them.
+pub(crate) type Updates = UnboundedReceiver<(usize, Update)>;
+
+/// Starts `sequences`. At most [`max_seqs`](crate::ServerConfig::max_seqs) of them are with the engine at a time.
+///
+/// # Errors
+/// When the engine does not take the first one. The others wait for room.
+pub(crate) fn start(
+    state: &AppState,
+    service: &Arc<Service>,
+    sequences: Vec<Sequence>,
+    arrived: Instant,
+) -> Result<Updates, ApiError> {
+    let (sender, updates) = unbounded_channel();
+    let room = Arc::new(Semaphore::new(state.config().max_seqs.max(1)));
+    for (index, sequence) in sequences.into_iter().enumerate() {
+        let generation = match index {
+            0 => Some(service.engine.submit(sequence.request.clone())?),
+            _ => None,
+        };
+        let task = Task {
+            state: state.clone(),
+            service: service.clone(),
+            out: Outlet { index, sender: sender.clone() },
+            room: room.clone(),
+            phase: state.phase(),
+            timing: Timing::new(state.metrics().clone(), arrived),
+            _guard: state.count_sequence(),
+        };
+        tokio::spawn(task.run(sequence, generation));
+    }
+    Ok(updates)
+}
+
+struct Outlet {
+    index: usize,
+    sender: UnboundedSender<(usize, Update)>,
+}
+
+impl Outlet {
+    fn send(&self, update: Update) {
+        // Nobody listening means cancelled; `run` notices by `closed`.
+        let _ = self.sender.send((self.index, update));
+    }
+}
+
+struct Task {
+    state: AppState,
+    service: Arc<Service>,
+    out: Outlet,
+    room: Arc<Semaphore>,
+    phase: watch::Receiver<Phase>,
+    timing: Timing,
+    _guard: SequenceGuard,
+}
+
+impl Task {
+    /// Runs to the end, the client's leaving, the request's deadline or the server's end, whichever is first.
+    async fn run(mut self, sequence: Sequence, generation: Option<Generation>) {
+        let left = self.out.sender.clone();
+        let deadline = deadline(self.state.config().request_timeout, self.timing.arrived());
+        let mut phase = self.phase.clone();
+        let failure = tokio::select! {
+            biased;
+            () = left.closed() => return,
+            _ = phase.wait_for(|phase| *phase == Phase::Ending) => ApiError::shutting_down(),
+            limit = deadline => ApiError::request_timeout(limit),
+            done = self.generate(sequence, generation) => match done {
+                Ok(()) => return,
+                Err(error) => error,
+            },
+        };
+        self.out.send(Update::Failed(failure));
+    }
+
+    async fn generate(&mut self, sequence: Sequence, generation: Option<Generation>) -> Result<(), ApiError> {
+        let room = self.room.clone();
+        let _permit = room.acquire().await;
+        let mut generation = match generation {
+            Some(generation) => generation,
+            None => self.submit(&sequence.request).await?,
+        };
+        let mut text =
+            SequenceText::new(self.service.tokenizer.as_ref(), sequence.skip_special, sequence.stops.clone());
+        let waits_for_logprobs = sequence.request.prompt_logprobs.is_some();
+        if !waits_for_logprobs {
+            self.begin(&sequence, &mut text, Vec::new())?;
+        }
+        while let Some(event) = generation.next().await {
+            match event {
+                Event::Prompt(logprobs) if waits_for_logprobs => {
+                    self.begin(&sequence, &mut text, logprobs)?
+                }
+                Event::Prompt(_) => {}
+                Event::Token { id, logprobs } => {
+                    self.timing.token();
+                    if self.token(&sequence, &mut text, id, logprobs)? {
+                        return Ok(());
+                    }
+                }
+                Event::Finished { reason, cached_tokens } => {
+                    self.end(text.finish().map_err(internal)?, Finish { reason, cached_tokens });
+                    return Ok(());
+                }
+                Event::Failed(why) => return Err(ApiError::internal(why)),
+            }
+        }
+        Err(ApiError::internal("the engine ended the generation without a result"))
+    }
+
+    /// Waits for a place in the engine's queue.
+    async fn submit(&self, request: &Request) -> Result<Generation, ApiError> {
+        loop {
+            match self.service.engine.submit(request.clone()) {
+                Err(SubmitError::Busy { .. }) => tokio::time::sleep(KNOCK_AGAIN).await,
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    fn begin(
+        &self,
+        sequence: &Sequence,
+        text: &mut SequenceText,
+        logprobs: Vec<Option<TokenLogprobs>>,
+    ) -> Result<(), ApiError> {
+        let prompt = &sequence.request.prompt;
+        if !sequence.echo {
+            return text.skip_prompt(prompt).map_err(internal);
+        }
+        let echo = text.echo(prompt, sequence.prompt_text.as_deref(), logprobs).map_err(internal)?;
+        self.out.send(Update::Echo(echo));
+        Ok(())
+    }
+
+    /// Takes a token; `true` when it was the last.
+    fn token(
+        &mut self,
+        sequence: &Sequence,
+        text: &mut SequenceText,
+        id: u32,
+        logprobs: Option<TokenLogprobs>,
+    ) -> Result<bool, ApiError> {
+        let stop = Finish { reason: FinishReason::Stop, cached_tokens: 0 };
+        if sequence.reported_stop_tokens.contains(&id) {
+            text.push_silent(id, logprobs);
+            self.end(text.finish().map_err(internal)?, stop);
+            return Ok(true);
+        }
+        let (piece, stopped) = text.push(id, logprobs).map_err(internal)?;
+        match stopped {
+            true => self.end(piece, stop),
+            false => self.out.send(Update::Piece(piece)),
+        }
+        Ok(stopped)
+    }
+
+    fn end(&mut self, piece: Piece, finish: Finish) {
+        self.timing.finished(finish.reason);
+        self.out.send(Update::Piece(Piece { finish: Some(finish), ..piece }));
+    }
+}
+
+/// Completes when the request has taken too long, with the limit.
+fn deadline(limit: Option<Duration>, arrived: Instant) -> impl Future<Output = Duration> {
+    async move {
+        match limit {
+            Some(limit) => {
+                tokio::time::sleep_until((arrived + limit).into()).await;
+                limit
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn internal(error: hearth_data::Error) -> ApiError {
+    ApiError::internal(error.to_string())
+}

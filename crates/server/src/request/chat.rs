@@ -1,0 +1,188 @@
+//! `POST /v1/chat/completions`.
+
+use super::completions::MOST_LOGPROBS;
+use super::fields::{Fields, describe};
+use super::options::{Options, refuse_response_format};
+use super::prompt;
+use crate::error::{ApiError, excerpt};
+use crate::state::Service;
+use hearth_data::{ChatTemplate, Content, Message};
+use serde_json::{Map, Value};
+
+/// A checked request.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ChatRequest {
+    pub(crate) model: Option<String>,
+    pub(crate) conversation: Conversation,
+    /// `None` = up to the context limit.
+    pub(crate) max_tokens: Option<usize>,
+    /// Alternatives per position.
+    pub(crate) logprobs: Option<usize>,
+    pub(crate) options: Options,
+}
+
+/// What the template renders.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Conversation {
+    pub(crate) messages: Vec<Message>,
+    pub(crate) add_generation_prompt: bool,
+    /// Further variables of the template.
+    pub(crate) extra: Map<String, Value>,
+}
+
+/// Parses a body.
+///
+/// # Errors
+/// 400 that names the field.
+pub(crate) fn parse(body: &[u8], vocab_size: usize) -> Result<ChatRequest, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    refuse_response_format(&mut fields)?;
+    Ok(ChatRequest {
+        model: fields.string("model")?,
+        conversation: conversation(&mut fields)?,
+        max_tokens: max_tokens(&mut fields)?,
+        logprobs: logprobs(&mut fields)?,
+        options: Options::take(&mut fields, vocab_size)?,
+    })
+}
+
+/// The newer name wins where a client sends both.
+fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let old = fields.integer("max_tokens", 1..=i64::MAX)?;
+    let new = fields.integer("max_completion_tokens", 1..=i64::MAX)?;
+    Ok(new.or(old).map(|tokens| tokens as usize))
+}
+
+fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let on = fields.boolean("logprobs")?.unwrap_or(false);
+    match fields.count("top_logprobs", MOST_LOGPROBS)? {
+        Some(top) if top > 0 && !on => {
+            Err(fields.refuse("top_logprobs", "\"top_logprobs\" needs \"logprobs\": true"))
+        }
+        top => Ok(on.then_some(top.unwrap_or(0))),
+    }
+}
+
+/// Takes the conversation and everything that is rendered with it.
+pub(crate) fn conversation(fields: &mut Fields) -> Result<Conversation, ApiError> {
+    let messages = messages(fields)?;
+    let mut extra = match fields.object("chat_template_kwargs")? {
+        Some(kwargs) => kwargs.rest(),
+        None => Map::new(),
+    };
+    if let Some(tools) = tools(fields)? {
+        extra.insert("tools".into(), Value::Array(tools));
+    }
+    let add_generation_prompt = fields.boolean("add_generation_prompt")?.unwrap_or(true);
+    Ok(Conversation { messages, add_generation_prompt, extra })
+}
+
+/// The tools to show to the model. The answer stays text: nothing forces or parses a call.
+fn tools(fields: &mut Fields) -> Result<Option<Vec<Value>>, ApiError> {
+    let tools = fields.list("tools")?.filter(|tools| !tools.is_empty());
+    let hidden = match fields.take("tool_choice") {
+        None => false,
+        Some(Value::String(choice)) if choice == "auto" => false,
+        Some(Value::String(choice)) if choice == "none" => true,
+        Some(other) => {
+            let message = format!(
+                "\"tool_choice\" must be \"none\" or \"auto\", not {}; a call cannot be forced",
+                describe(&other)
+            );
+            return Err(fields.refuse("tool_choice", message));
+        }
+    };
+    if let Some(wrong) = tools.iter().flatten().find(|tool| !tool.is_object()) {
+        return Err(fields.wrong("tools", "a list of objects", wrong));
+    }
+    Ok(tools.filter(|_| !hidden))
+}
+
+fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
+    let list = fields
+        .list("messages")?
+        .ok_or_else(|| fields.refuse("messages", "\"messages\" is missing; it must be a list of messages"))?;
+    if list.is_empty() {
+        return Err(fields.refuse("messages", "\"messages\" is an empty list"));
+    }
+    list.into_iter().enumerate().map(|(index, value)| message(value, &format!("messages[{index}]"))).collect()
+}
+
+fn message(value: Value, at: &str) -> Result<Message, ApiError> {
+    let wrong = |name: &str, expected: &str, value: &Value| {
+        let param = format!("{at}{name}");
+        let message = format!("{param:?} must be {expected}, not {}", describe(value));
+        ApiError::field(param, message)
+    };
+    let Value::Object(mut map) = value else {
+        return Err(wrong("", "an object with \"role\" and \"content\"", &value));
+    };
+    // Clients send `"name": null`; a template that asks whether `name` is defined must not see it.
+    map.retain(|_, value| !value.is_null());
+    let role = match map.remove("role") {
+        Some(Value::String(role)) => role,
+        other => return Err(wrong(".role", "a string", &other.unwrap_or(Value::Null))),
+    };
+    let content = match map.remove("content") {
+        None => None,
+        Some(Value::String(text)) => Some(Content::Text(text)),
+        Some(Value::Array(parts)) => {
+            for (index, part) in parts.iter().enumerate() {
+                check_part(part, &format!("{at}.content[{index}]"))?;
+            }
+            Some(Content::Parts(parts))
+        }
+        Some(other) => return Err(wrong(".content", "a string or a list of parts", &other)),
+    };
+    if let Some(calls) = map.get_mut("tool_calls") {
+        parse_arguments(calls);
+    }
+    Ok(Message { role, content, extra: map })
+}
+
+fn check_part(part: &Value, at: &str) -> Result<(), ApiError> {
+    let refuse = |message: String| Err(ApiError::field(at, message));
+    match part.get("type").and_then(Value::as_str) {
+        Some("text") if part.get("text").is_some_and(Value::is_string) => Ok(()),
+        Some("text") => refuse(format!("\"{at}.text\" must be a string")),
+        Some(other) => refuse(format!(
+            "{at:?} is of type {}; this model takes parts of type \"text\" only",
+            excerpt(other)
+        )),
+        None => refuse(format!("{at:?} must be an object with a \"type\", not {}", describe(part))),
+    }
+}
+
+/// OpenAI writes a call's arguments as JSON in a string; templates expect the object.
+fn parse_arguments(calls: &mut Value) {
+    for call in calls.as_array_mut().into_iter().flatten() {
+        let Some(arguments) = call.get_mut("function").and_then(|f| f.get_mut("arguments")) else { continue };
+        let parsed = arguments.as_str().and_then(|text| serde_json::from_str::<Map<_, _>>(text).ok());
+        if let Some(parsed) = parsed {
+            *arguments = Value::Object(parsed);
+        }
+    }
+}
+
+impl Conversation {
+    /// Its token ids as the model's template renders them. Special tokens are the template's business.
+    ///
+    /// # Errors
+    /// 400 when there is no template or tokenizer, or the template refuses the conversation.
+    pub(crate) fn ids(&self, service: &Service) -> Result<Vec<u32>, ApiError> {
+        let template = service.template.as_ref().ok_or_else(|| {
+            ApiError::field("messages", "this model has no chat template: use /v1/completions")
+        })?;
+        let text = self.render(template)?;
+        prompt::encode(service.text_tokenizer()?, &text, false)
+    }
+
+    fn render(&self, template: &ChatTemplate) -> Result<String, ApiError> {
+        if self.extra.contains_key("tools") && !template.source().contains("tools") {
+            return Err(ApiError::field("tools", "this model's chat template has no place for tools"));
+        }
+        template
+            .render(&self.messages, self.add_generation_prompt, &self.extra)
+            .map_err(|error| ApiError::field("messages", error.to_string()))
+    }
+}

@@ -1,0 +1,182 @@
+//! What completions and chat have in common: sampling, stops, streaming.
+
+use super::fields::{Fields, as_token, describe};
+use crate::error::ApiError;
+use hearth_engine::api::Sampling;
+use serde_json::Value;
+
+/// Most choices per prompt.
+const MOST_CHOICES: usize = 128;
+/// Most stop strings, and their longest length in bytes: each generated token is compared with all of them.
+const MOST_STOPS: usize = 32;
+const LONGEST_STOP: usize = 512;
+
+/// Options of a generation, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Options {
+    pub(crate) sampling: Sampling,
+    /// Choices per prompt.
+    pub(crate) n: usize,
+    /// Texts that end a choice.
+    pub(crate) stop: Vec<String>,
+    /// Tokens that end a choice, besides the model's own.
+    pub(crate) stop_token_ids: Vec<u32>,
+    /// Go on after the model's end-of-sequence token.
+    pub(crate) ignore_eos: bool,
+    /// Leave control tokens out of the text.
+    pub(crate) skip_special_tokens: bool,
+    /// Give token ids beside the text.
+    pub(crate) return_token_ids: bool,
+    /// `None` = one JSON answer.
+    pub(crate) stream: Option<StreamOptions>,
+}
+
+/// How to stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct StreamOptions {
+    /// End with a chunk without choices that holds the usage.
+    pub(crate) include_usage: bool,
+    /// Put the usage so far into every chunk.
+    pub(crate) continuous_usage: bool,
+}
+
+impl Options {
+    /// Takes the common fields out of a request.
+    pub(crate) fn take(fields: &mut Fields, vocab_size: usize) -> Result<Self, ApiError> {
+        Ok(Self {
+            sampling: sampling(fields, vocab_size)?,
+            n: fields.integer("n", 1..=MOST_CHOICES as i64)?.map_or(1, |n| n as usize),
+            stop: stop(fields)?,
+            stop_token_ids: stop_token_ids(fields)?,
+            ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
+            skip_special_tokens: fields.boolean("skip_special_tokens")?.unwrap_or(true),
+            return_token_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
+            stream: stream(fields)?,
+        })
+    }
+
+    /// Whether the text itself matters: stop strings are looked for in it.
+    pub(crate) fn needs_text(&self) -> bool {
+        !self.stop.is_empty()
+    }
+
+    /// Tokens that end a choice of a model with these end-of-sequence tokens.
+    pub(crate) fn stop_tokens(&self, eos_tokens: &[u32]) -> Vec<u32> {
+        let eos_tokens = if self.ignore_eos { &[] } else { eos_tokens };
+        [eos_tokens, &self.stop_token_ids].concat()
+    }
+
+    /// Sampling of choice `index`: with a seed given, each choice has its own, derived from it.
+    pub(crate) fn sampling_of(&self, index: usize) -> Sampling {
+        let seed = self.sampling.seed.map(|seed| seed.wrapping_add(index as u64));
+        Sampling { seed, ..self.sampling.clone() }
+    }
+}
+
+fn sampling(fields: &mut Fields, vocab_size: usize) -> Result<Sampling, ApiError> {
+    let default = Sampling::default();
+    Ok(Sampling {
+        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(default.temperature),
+        top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(default.top_p),
+        // −1 is another server's way to say "off".
+        top_k: fields.integer("top_k", -1..=i64::MAX)?.map_or(default.top_k, |k| k.max(0) as usize),
+        min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(default.min_p),
+        repetition_penalty: fields
+            .number("repetition_penalty", 0.01..=100.0)?
+            .unwrap_or(default.repetition_penalty),
+        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(default.presence_penalty),
+        frequency_penalty: fields
+            .number("frequency_penalty", -2.0..=2.0)?
+            .unwrap_or(default.frequency_penalty),
+        logit_bias: logit_bias(fields, vocab_size)?,
+        seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map(|seed| seed as u64),
+    })
+}
+
+fn logit_bias(fields: &mut Fields, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+    let Some(biases) = fields.object("logit_bias")? else { return Ok(Vec::new()) };
+    let mut out = Vec::new();
+    for (key, value) in biases.rest() {
+        let token = key.parse::<u32>().ok().filter(|&id| (id as usize) < vocab_size).ok_or_else(|| {
+            fields.refuse(
+                "logit_bias",
+                format!(
+                    "\"logit_bias\" has the key {}; keys must be token ids below {vocab_size}",
+                    crate::error::excerpt(&key)
+                ),
+            )
+        })?;
+        let bias = value.as_f64().filter(|b| (-100.0..=100.0).contains(b)).ok_or_else(|| {
+            fields.refuse(
+                "logit_bias",
+                format!(
+                    "\"logit_bias\" of token {token} must be a number from -100 to 100, not {}",
+                    describe(&value)
+                ),
+            )
+        })?;
+        out.push((token, bias as f32));
+    }
+    Ok(out)
+}
+
+fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let expected = "a string or a list of strings";
+    let list = match fields.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(list)) => list,
+        Some(one) => vec![one],
+    };
+    if list.len() > MOST_STOPS {
+        let message = format!("\"stop\" has {} strings; at most {MOST_STOPS} are allowed", list.len());
+        return Err(fields.refuse("stop", message));
+    }
+    list.into_iter()
+        .map(|value| match value {
+            Value::String(text) if text.is_empty() => {
+                Err(fields.refuse("stop", "\"stop\" must not contain an empty string"))
+            }
+            Value::String(text) if text.len() > LONGEST_STOP => Err(fields.refuse(
+                "stop",
+                format!("a string in \"stop\" has {} bytes; at most {LONGEST_STOP} are allowed", text.len()),
+            )),
+            Value::String(text) => Ok(text),
+            other => Err(fields.wrong("stop", expected, &other)),
+        })
+        .collect()
+}
+
+fn stop_token_ids(fields: &mut Fields) -> Result<Vec<u32>, ApiError> {
+    let list = fields.list("stop_token_ids")?.unwrap_or_default();
+    list.iter()
+        .map(|v| as_token(v).ok_or_else(|| fields.wrong("stop_token_ids", "a list of token ids", v)))
+        .collect()
+}
+
+fn stream(fields: &mut Fields) -> Result<Option<StreamOptions>, ApiError> {
+    let on = fields.boolean("stream")?.unwrap_or(false);
+    let options = match fields.object("stream_options")? {
+        None => StreamOptions::default(),
+        Some(mut options) => StreamOptions {
+            include_usage: options.boolean("include_usage")?.unwrap_or(false),
+            continuous_usage: options.boolean("continuous_usage_stats")?.unwrap_or(false),
+        },
+    };
+    // Options without a stream mean nothing and hurt nobody: some clients always send them.
+    Ok(on.then_some(options))
+}
+
+/// Output constrained to a format would silently be free text: better refused.
+pub(crate) fn refuse_response_format(fields: &mut Fields) -> Result<(), ApiError> {
+    let Some(mut format) = fields.object("response_format")? else { return Ok(()) };
+    match format.string("type")?.as_deref() {
+        None | Some("text") => Ok(()),
+        Some(other) => {
+            let message = format!(
+                "\"response_format\" of type {} is not supported; only \"text\" is",
+                crate::error::excerpt(other)
+            );
+            Err(fields.refuse("response_format", message))
+        }
+    }
+}

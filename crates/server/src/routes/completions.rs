@@ -1,0 +1,106 @@
+//! `POST /v1/completions`.
+
+use super::{Job, answer, compute, model_name, now};
+use crate::error::ApiError;
+use crate::generation::Sequence;
+use crate::request::completions::{CompletionRequest, DEFAULT_MAX_TOKENS, parse};
+use crate::request::{body, prompt};
+use crate::request_id::fresh;
+use crate::response::completions::CompletionShape;
+use crate::response::usage::Usage;
+use crate::state::{AppState, Service};
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use hearth_engine::api::Request;
+use std::time::Instant;
+
+pub(crate) async fn completions(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let arrived = Instant::now();
+    let service = state.service()?;
+    let body = body::read(&headers, body, state.config()).await?;
+    let most = state.config().max_sequences_per_request;
+    let (request, sequences, usage) = {
+        let service = service.clone();
+        compute(move || prepare(&service, &body, most)).await?
+    };
+    let shape = CompletionShape {
+        id: fresh("cmpl-"),
+        created: now(),
+        model: model_name(&state, request.model.as_deref())?,
+        service: service.clone(),
+        logprobs: request.logprobs.is_some(),
+        token_ids: request.options.return_token_ids || service.tokenizer.is_none(),
+    };
+    answer(&state, &service, Job { sequences, usage, arrived }, shape, request.options.stream).await
+}
+
+/// Parses and tokenizes, and checks every prompt before the engine sees any.
+fn prepare(
+    service: &Service,
+    body: &[u8],
+    most: usize,
+) -> Result<(CompletionRequest, Vec<Sequence>, Usage), ApiError> {
+    let request = parse(body, service.engine.vocab_size())?;
+    if request.options.needs_text() {
+        service.text_tokenizer()?;
+    }
+    let count = request.prompts.len() * request.options.n;
+    if count > most {
+        let message =
+            format!("{count} sequences (prompts times \"n\") in one request; at most {most} are allowed");
+        return Err(ApiError::field("prompt", message));
+    }
+    let mut sequences = Vec::with_capacity(count);
+    let mut lengths = Vec::with_capacity(request.prompts.len());
+    for prompt in &request.prompts {
+        let ids = prompt.ids(service, request.add_special_tokens)?;
+        let limit = service.engine.context_limit();
+        let max_tokens = prompt::budget(ids.len(), request.max_tokens, DEFAULT_MAX_TOKENS, limit)?;
+        lengths.push(ids.len());
+        for index in 0..request.options.n {
+            let mut sequence = sequence(&request, service, ids.clone(), max_tokens, index);
+            sequence.prompt_text = prompt.text().filter(|_| request.echo).map(str::to_owned);
+            sequences.push(sequence);
+        }
+    }
+    let usage = Usage::new(&lengths, request.options.n);
+    Ok((request, sequences, usage))
+}
+
+fn sequence(
+    request: &CompletionRequest,
+    service: &Service,
+    prompt: Vec<u32>,
+    max_tokens: usize,
+    index: usize,
+) -> Sequence {
+    let options = &request.options;
+    let stop_tokens = options.stop_tokens(&service.eos_tokens);
+    let scores_prompt = request.echo && request.logprobs.is_some();
+    let (stop_tokens, reported_stop_tokens) = match scores_prompt {
+        true => (Vec::new(), stop_tokens),
+        false => (stop_tokens, Vec::new()),
+    };
+    let request_to_engine = Request {
+        prompt,
+        max_tokens,
+        stop_tokens,
+        sampling: options.sampling_of(index),
+        logprobs: request.logprobs,
+        prompt_logprobs: request.logprobs.filter(|_| request.echo),
+    };
+    Sequence {
+        request: request_to_engine,
+        echo: request.echo,
+        prompt_text: None,
+        stops: options.stop.clone(),
+        reported_stop_tokens,
+        skip_special: options.skip_special_tokens,
+    }
+}

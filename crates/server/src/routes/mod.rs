@@ -1,0 +1,71 @@
+//! Handlers, one file per group of paths.
+
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod models;
+pub(crate) mod operations;
+pub(crate) mod tokenizer;
+
+use crate::error::ApiError;
+use crate::generation::{Sequence, start};
+use crate::request::options::StreamOptions;
+use crate::response::usage::Usage;
+use crate::response::{Shape, collect, sse};
+use crate::state::{AppState, Service};
+use axum::response::{IntoResponse, Response};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Runs CPU-bound work (parsing, tokenizing) where it does not hold up other connections.
+pub(crate) async fn compute<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(ApiError::internal(format!("a request could not be processed: {error}"))),
+    }
+}
+
+/// The name to answer under: the one asked for, if it is ours.
+pub(crate) fn model_name(state: &AppState, asked: Option<&str>) -> Result<String, ApiError> {
+    let config = state.config();
+    match asked {
+        None => Ok(config.model_id.clone()),
+        Some(name) if name == config.model_id || config.model_aliases.iter().any(|alias| alias == name) => {
+            Ok(name.to_owned())
+        }
+        Some(name) => Err(ApiError::no_such_model(name, &config.model_id)),
+    }
+}
+
+/// Starts the sequences and answers, at once or as a stream.
+pub(crate) async fn answer(
+    state: &AppState,
+    service: &Arc<Service>,
+    job: Job,
+    shape: impl Shape,
+    stream: Option<StreamOptions>,
+) -> Result<Response, ApiError> {
+    let Job { sequences, mut usage, arrived } = job;
+    let count = sequences.len();
+    let updates = start(state, service, sequences, arrived)?;
+    match stream {
+        Some(options) => Ok(sse::stream(updates, shape, usage, options, state.config().keep_alive)),
+        None => {
+            let outcomes = collect::collect(updates, &mut usage, count).await?;
+            Ok(axum::Json(shape.answer(outcomes, &usage)).into_response())
+        }
+    }
+}
+
+/// A request, ready for the engine.
+pub(crate) struct Job {
+    pub(crate) sequences: Vec<Sequence>,
+    pub(crate) usage: Usage,
+    pub(crate) arrived: Instant,
+}
+
+/// Unix time.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

@@ -1,0 +1,125 @@
+//! What handlers share.
+
+use crate::config::ServerConfig;
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+use hearth_data::{ChatTemplate, Tokenizer};
+use hearth_engine::EngineHandle;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
+
+/// A loaded model, ready to answer.
+pub struct Service {
+    /// The engine.
+    pub engine: EngineHandle,
+    /// Text ⇄ ids. Without one the server takes and gives token ids only.
+    pub tokenizer: Option<Tokenizer>,
+    /// Renders conversations. Without one `/v1/chat/completions` is refused.
+    pub template: Option<ChatTemplate>,
+    /// Tokens that end a generation unless the request says `ignore_eos`.
+    pub eos_tokens: Vec<u32>,
+}
+
+/// State of a server, cheap to clone. It starts without a model; [`AppState::ready`] hands one in.
+#[derive(Clone)]
+pub struct AppState {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: ServerConfig,
+    service: OnceLock<Arc<Service>>,
+    metrics: Arc<Metrics>,
+    phase: watch::Sender<Phase>,
+    created: u64,
+    sequences: Arc<AtomicUsize>,
+}
+
+/// How far the server's life has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Requests are taken.
+    Open,
+    /// Requests in flight finish, new ones are refused.
+    Draining,
+    /// Requests in flight end with an error.
+    Ending,
+}
+
+impl AppState {
+    /// A server that listens but has no model yet.
+    pub fn new(config: ServerConfig) -> Self {
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let shared = Shared {
+            config,
+            service: OnceLock::new(),
+            metrics: Arc::new(Metrics::new()),
+            phase: watch::Sender::new(Phase::Open),
+            created,
+            sequences: Arc::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Hands in the loaded model; from now on `/health` answers 200. Later calls change nothing.
+    pub fn ready(&self, service: Service) {
+        let _ = self.shared.service.set(Arc::new(service));
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &ServerConfig {
+        &self.shared.config
+    }
+
+    /// The model, if it is loaded and the server is not shutting down.
+    pub(crate) fn service(&self) -> Result<Arc<Service>, ApiError> {
+        if *self.shared.phase.borrow() != Phase::Open {
+            return Err(ApiError::shutting_down());
+        }
+        self.loaded().ok_or_else(ApiError::loading)
+    }
+
+    /// The model, whatever the phase.
+    pub(crate) fn loaded(&self) -> Option<Arc<Service>> {
+        self.shared.service.get().cloned()
+    }
+
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
+    }
+
+    /// Unix time at which the server started.
+    pub(crate) fn created(&self) -> u64 {
+        self.shared.created
+    }
+
+    pub(crate) fn phase(&self) -> watch::Receiver<Phase> {
+        self.shared.phase.subscribe()
+    }
+
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.shared.phase.send_replace(phase);
+    }
+
+    /// Counts a sequence until the guard is dropped.
+    pub(crate) fn count_sequence(&self) -> SequenceGuard {
+        self.shared.sequences.fetch_add(1, Ordering::Relaxed);
+        SequenceGuard(self.shared.sequences.clone())
+    }
+
+    /// Sequences whose tasks are alive.
+    pub(crate) fn sequences(&self) -> usize {
+        self.shared.sequences.load(Ordering::Relaxed)
+    }
+}
+
+/// One sequence in flight.
+pub(crate) struct SequenceGuard(Arc<AtomicUsize>);
+
+impl Drop for SequenceGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
