@@ -4,6 +4,7 @@ use crate::Error;
 use crate::quant::{self, FormatRef};
 use crate::source::{TensorMeta, TensorSource};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// Elements re-encoded by one task; a multiple of every block length.
 const CHUNK: usize = 1 << 15;
@@ -31,7 +32,8 @@ pub fn storage_format(meta: &TensorMeta, requested: Option<FormatRef>) -> Format
 
 /// Appends the tensor's bytes in `format` to `out`. Bytes already in that format are copied unchanged.
 ///
-/// Resident beside `out`: what the source needs to hand out the tensor, and a few rows per core.
+/// Resident beside `out`: what the source needs to hand out the tensor, and a few rows per core; the source's own
+/// pages are released before returning.
 ///
 /// # Errors
 /// Those of the source; [`Error::ReadOnlyFormat`]; [`Error::Tensor`] when rows are not whole blocks.
@@ -44,7 +46,11 @@ pub fn encode(
     let meta = source.meta(name)?;
     let bytes = source.bytes(name)?;
     if meta.format == format {
-        out.extend_from_slice(&bytes);
+        match bytes {
+            Cow::Owned(bytes) if out.is_empty() => *out = bytes,
+            bytes => out.extend_from_slice(&bytes),
+        }
+        source.release(name);
         return Ok(());
     }
     if !quant::is_writable(format) {
@@ -65,5 +71,6 @@ pub fn encode(
         from.dequantize(bytes, &mut values);
         format.quantize(&values, to);
     });
+    source.release(name);
     Ok(())
 }

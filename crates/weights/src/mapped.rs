@@ -1,8 +1,9 @@
 //! Read-only memory-mapped files: the one place that maps.
 
 use crate::Error;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// A whole file, mapped read-only. Pages are read when touched.
@@ -36,6 +37,16 @@ impl Mapped {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Lets the system take the pages of this range out of the process; reading them again brings them back.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        // SAFETY: "don't need" loses writes to private or anonymous memory; this map is of a file and never
+        // written, so pages that are dropped, even under a live slice, come back with the same bytes.
+        let dropped =
+            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        // Advice: a system that refuses it only holds on to clean pages for longer.
+        drop(dropped);
     }
 }
 

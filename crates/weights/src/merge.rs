@@ -108,6 +108,10 @@ impl TensorSource for Merged {
         Ok(Cow::Owned(out))
     }
 
+    fn release(&self, name: &str) {
+        self.base.release(name);
+    }
+
     fn origin(&self) -> &Path {
         self.base.origin()
     }

@@ -41,6 +41,12 @@ impl<S: TensorSource> TensorSource for Renamed<S> {
         }
     }
 
+    fn release(&self, name: &str) {
+        if let Some(at) = position(&self.metas, name) {
+            self.inner.release(&self.inner_names[at]);
+        }
+    }
+
     fn origin(&self) -> &Path {
         self.inner.origin()
     }

@@ -119,6 +119,12 @@ impl TensorSource for SafetensorsSource {
         Ok(Cow::Borrowed(&self.files[*file].bytes()[range.clone()]))
     }
 
+    fn release(&self, name: &str) {
+        if let Some((file, range)) = position(&self.metas, name).map(|at| &self.places[at]) {
+            self.files[*file].release(range.clone());
+        }
+    }
+
     fn origin(&self) -> &Path {
         &self.origin
     }

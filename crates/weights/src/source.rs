@@ -42,6 +42,10 @@ pub trait TensorSource: Send + Sync {
     /// [`Error::MissingTensor`], or [`Error::Tensor`] when it is stored in a way hearth does not read.
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, Error>;
 
+    /// Says that the tensor's bytes will not be wanted again soon, so that walking through a model does not leave
+    /// all of it resident. Reading it again still works.
+    fn release(&self, _name: &str) {}
+
     /// File or directory the tensors come from, for messages.
     fn origin(&self) -> &Path {
         Path::new("(memory)")
@@ -73,6 +77,9 @@ macro_rules! forward {
             }
             fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, Error> {
                 (**self).bytes(name)
+            }
+            fn release(&self, name: &str) {
+                (**self).release(name);
             }
             fn origin(&self) -> &Path {
                 (**self).origin()

@@ -11,6 +11,8 @@ use crate::source::{ModelFiles, TensorMeta, TensorSource, TokenizerFiles, missin
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
+use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -85,10 +87,7 @@ fn verify(path: &Path, name: &str, part: &Part) -> Result<(), Error> {
         let what = format!("it has {} bytes, the manifest says {}", meta.len(), part.bytes);
         return Err(Error::damaged(&file, what));
     }
-    let found = match part.bytes {
-        0 => hex(&Sha256::digest([])),
-        _ => hex(&Sha256::digest(Mapped::open(&file)?.bytes())),
-    };
+    let found = hash_file(&file)?;
     if found != part.sha256 {
         return Err(Error::HashMismatch {
             path: path.to_owned(),
@@ -98,6 +97,19 @@ fn verify(path: &Path, name: &str, part: &Part) -> Result<(), Error> {
         });
     }
     Ok(())
+}
+
+/// Read rather than mapped: hashing must not make the whole model resident.
+fn hash_file(path: &Path) -> Result<String, Error> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(Error::io(path))? {
+            0 => return Ok(hex(&hash.finalize())),
+            read => hash.update(&buffer[..read]),
+        }
+    }
 }
 
 /// The tensors of a bundle.
@@ -136,6 +148,12 @@ impl TensorSource for BundleSource {
         match position(&self.metas, name) {
             Some(at) => Ok(Cow::Borrowed(&self.weights.bytes()[self.places[at].clone()])),
             None => Err(missing(&self.path, &self.metas, name)),
+        }
+    }
+
+    fn release(&self, name: &str) {
+        if let Some(at) = position(&self.metas, name) {
+            self.weights.release(self.places[at].clone());
         }
     }
 

@@ -39,7 +39,7 @@ pub struct Tensor {
 
 /// A parsed, memory-mapped GGUF file.
 pub struct Gguf {
-    pub(super) mapped: Mapped,
+    mapped: Mapped,
     metadata: BTreeMap<String, Value>,
     tensors: Vec<Tensor>,
 }
@@ -108,6 +108,11 @@ impl Gguf {
     /// A tensor's raw bytes, as they lie in the file.
     pub fn raw(&self, tensor: &Tensor) -> &[u8] {
         &self.mapped.bytes()[tensor.range.clone()]
+    }
+
+    /// Lets go of a tensor's pages.
+    pub(super) fn release(&self, tensor: &Tensor) {
+        self.mapped.release(tensor.range.clone());
     }
 
     /// A string, if the key is there.

@@ -99,6 +99,12 @@ impl TensorSource for GgufSource {
         })
     }
 
+    fn release(&self, name: &str) {
+        if let Some(at) = position(&self.metas, name) {
+            self.file.release(&self.file.tensors()[self.places[at].0]);
+        }
+    }
+
     fn origin(&self) -> &Path {
         self.file.path()
     }

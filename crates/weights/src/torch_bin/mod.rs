@@ -141,6 +141,12 @@ impl TensorSource for TorchBinSource {
         Ok(Cow::Owned(out))
     }
 
+    fn release(&self, name: &str) {
+        if let Some(place) = position(&self.metas, name).map(|at| &self.places[at]) {
+            self.files[place.file].release(place.storage.clone());
+        }
+    }
+
     fn origin(&self) -> &Path {
         &self.origin
     }
