@@ -33,6 +33,7 @@ pub mod safetensors;
 pub mod source;
 mod staged;
 pub mod torch_bin;
+mod vocabulary;
 
 pub use adapter::{Adapter, AdapterSpec, open_adapter, write_adapter};
 pub use bundle::BundleWriter;

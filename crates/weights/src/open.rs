@@ -50,6 +50,10 @@ fn open_gguf(path: &Path) -> Result<ModelFiles, Error> {
         return Err(Error::unsupported(path, what));
     }
     let architecture = config::architecture(&file)?;
+    if let Some(experts) = file.size(&format!("{}.expert_count", architecture.gguf))?.filter(|n| *n > 0) {
+        let what = format!("it is a mixture of {experts} experts, hearth computes dense models");
+        return Err(Error::unsupported(path, what));
+    }
     let config = ModelConfig::from_gguf(&file)?;
     let tokenizer = match vocabulary(&file)? {
         Some(vocabulary) => TokenizerFiles::Gguf(Box::new(vocabulary)),

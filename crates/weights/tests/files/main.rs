@@ -5,4 +5,5 @@ mod config;
 mod hostile;
 mod quant;
 mod read;
+mod vocabulary;
 mod write;

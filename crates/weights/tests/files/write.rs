@@ -135,7 +135,7 @@ fn gguf_files_read_back_with_configuration_vocabulary_and_row_order() {
             original_max_position: 16,
             beta_fast: 32.0,
             beta_slow: 1.0,
-            attention_factor: 1.1386294361119891,
+            attention_factor: 0.1 * 4f64.ln() + 1.0,
             truncate: true,
         },
     ];
