@@ -3,6 +3,7 @@
 use hearth_data::{GgufVocab, Tokenizer};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 #[derive(Deserialize)]
@@ -194,6 +195,29 @@ fn damaged_tokenizer_files_are_errors_that_name_the_file() {
     }
     let missing = Tokenizer::from_file(folder.path().join("none.json")).err().expect("missing").to_string();
     assert!(missing.contains("none.json"), "{missing}");
+}
+
+#[test]
+fn parts_that_are_not_what_they_claim_are_errors_or_ignored() {
+    let text = std::fs::read_to_string(fixture("byte_level/tokenizer.json")).expect("reads");
+    let whole: serde_json::Value = serde_json::from_str(&text).expect("parses");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("tokenizer.json");
+    let wrong = [json!(null), json!(7), json!("x"), json!([1]), json!({"type": "Sequence"})];
+    let precompiled = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"});
+    let parts = ["/normalizer", "/pre_tokenizer", "/decoder", "/post_processor", "/added_tokens", "/model"];
+    let inner = ["/model/vocab", "/model/merges", "/model/merges/0", "/decoder/type", "/added_tokens/0/id"];
+    for pointer in parts.iter().chain(&inner) {
+        for value in wrong.iter().chain([&precompiled]) {
+            let mut json = whole.clone();
+            *json.pointer_mut(pointer).expect(pointer) = value.clone();
+            std::fs::write(&path, json.to_string()).expect("written");
+            if let Ok(tokenizer) = Tokenizer::from_file(&path) {
+                let ids = tokenizer.encode("some text", true).unwrap_or_default();
+                tokenizer.decode(&ids, false).expect("decodes what it encoded");
+            }
+        }
+    }
 }
 
 #[test]

@@ -131,7 +131,9 @@ impl ChatTemplate {
                 out.insert("content".into(), Value::Null);
             }
         }
-        out.extend(message.extra.iter().map(|(k, v)| (k.clone(), v.clone())));
+        // Clients send `"name": null` for what is not there; templates ask whether it `is defined`.
+        let there = message.extra.iter().filter(|(_, value)| !value.is_null());
+        out.extend(there.map(|(key, value)| (key.clone(), value.clone())));
         Value::Object(out)
     }
 

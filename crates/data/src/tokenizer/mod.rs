@@ -48,7 +48,7 @@ impl Tokenizer {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let fail = |reason: String| Error::TokenizerFile { path: path.to_path_buf(), reason };
-        let mut backend = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| fail(e.to_string()))?;
+        let mut backend = parse(&bytes).map_err(fail)?;
         backend.with_truncation(None).map_err(|e| fail(e.to_string()))?;
         backend.with_padding(None);
         let special = match path.parent() {
@@ -230,6 +230,19 @@ impl Tokenizer {
 
     pub(crate) fn is_concatenative(&self) -> bool {
         self.inner.pieces.is_concatenative()
+    }
+}
+
+/// The `tokenizers` library panics on some damaged files: a cut one inside its decoder, a `Precompiled` normalizer
+/// that is not what it claims. The first is told apart by parsing twice, the rest is caught.
+fn parse(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|e| e.to_string())?;
+    match std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes)) {
+        Ok(parsed) => parsed.map_err(|e| e.to_string()),
+        Err(panic) => Err(match panic.downcast_ref::<String>() {
+            Some(reason) => format!("a part of it is damaged: {reason}"),
+            None => "a part of it is damaged".into(),
+        }),
     }
 }
 
