@@ -2,22 +2,48 @@
 //!
 //! # Layout
 //! - [`config`]: what a run is told.
+//! - [`Trainer`]: the step, the run around it, saving and resuming.
+//! - [`block_loop`]: forward and backward, one transformer block's gradients at a time, over [`micro_batch`]es.
+//! - [`params`]: f32 masters as flat slices, frozen weights beside them; `source`, `lora`: how blocks get them.
 //! - [`optim`], [`sched`], [`gradients`]: arithmetic over flat f32 slices, nothing of tensors.
-//! - [`checkpoint`]: complete or invisible; [`metrics`], [`tensorboard`]: what a run leaves to look at.
+//! - [`checkpoint`]: complete or invisible; [`metrics`], [`tensorboard`]: what a run leaves to look at; [`observer`]: who watches.
+//! - [`flops`]: what a step's mathematics needs.
+//!
+//! # Invariants
+//! - State is one flat f32 slice per parameter for each of master, first and second moment: it can be cut anywhere.
+//! - Every sum has one documented order ([`gradients`]), every random number is drawn by counter: a run does not
+//!   depend on threads, recomputation, where it was stopped, or who computes which micro-batch.
+//! - A checkpoint holds everything the next step depends on, and is complete or invisible.
 #![forbid(unsafe_code)]
 
+pub mod block_loop;
 pub mod checkpoint;
 pub mod config;
+pub mod flops;
 pub mod gradients;
 pub mod metrics;
+pub mod micro_batch;
+pub mod observer;
 pub mod optim;
+pub mod params;
 pub mod sched;
 pub mod tensorboard;
 
 mod error;
+mod lora;
 mod random;
+mod run;
+mod run_dir;
+mod source;
+mod trainer;
 
+pub use checkpoint::{Companion, Disk, Files, Progress};
 pub use config::{CheckpointConfig, Compute, LogConfig, LoraConfig, Recompute, TrainConfig};
 pub use error::Error;
+pub use metrics::{MemoryReport, StepReport};
+pub use observer::Observer;
 pub use optim::AdamW;
+pub use params::{Param, ParamStore};
+pub use run::{Summary, companions};
 pub use sched::{Schedule, ScheduleKind};
+pub use trainer::{Setup, Trainer};

@@ -33,7 +33,7 @@ pub struct Manifest {
 
 /// Where a run stands between two steps. With the tensors and the configuration's seed this is all its state:
 /// random numbers are counter-based.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
     /// Steps taken.
@@ -42,6 +42,8 @@ pub struct Progress {
     pub updates: u64,
     /// Tokens processed.
     pub tokens: u64,
+    /// Loss of the last step.
+    pub loss: f64,
     /// Where the next step's data begins.
     pub cursor: Cursor,
 }

@@ -1,0 +1,92 @@
+//! Tiny models and data for the tests of this crate.
+
+use hearth_data::{Loader, Sequence};
+use hearth_train::{LoraConfig, Schedule, ScheduleKind, Setup, TrainConfig, Trainer};
+use hearth_weights::ModelFiles;
+use safetensors::{Dtype, SafeTensors};
+use std::path::{Path, PathBuf};
+
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
+}
+
+pub fn model(case: &str) -> ModelFiles {
+    hearth_weights::open(&fixtures().join("parity").join(case).join("model")).expect("the fixture opens")
+}
+
+/// Sequences with lengths of their own, some packed from two documents, some tokens untrained.
+pub fn sequences(count: usize, vocab: usize) -> Vec<Sequence> {
+    (0..count).map(|i| sequence(i, vocab)).collect()
+}
+
+fn sequence(i: usize, vocab: usize) -> Sequence {
+    let len = 8 + i % 5;
+    let ids: Vec<u32> = (0..len).map(|j| ((i * 31 + j * (7 + i % 3)) % vocab) as u32).collect();
+    let documents = if i % 3 == 2 { vec![3, len - 3] } else { vec![len] };
+    let mut labels: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    labels[0] = -100;
+    labels[1 + i % 4] = -100;
+    labels[if i % 3 == 2 { 3 } else { 0 }] = -100;
+    Sequence { ids, labels, documents }
+}
+
+pub fn config(steps: usize) -> TrainConfig {
+    TrainConfig {
+        steps,
+        global_batch: 4,
+        micro_batch: 1,
+        seed: 7,
+        sched: Schedule { kind: ScheduleKind::Cosine, warmup: 1, ..Schedule::default() },
+        optim: hearth_train::AdamW { lr: 5e-3, weight_decay: 0.05, ..Default::default() },
+        ..TrainConfig::default()
+    }
+}
+
+pub fn lora() -> LoraConfig {
+    LoraConfig { rank: 4, alpha: 8.0, dropout: 0.1, targets: vec!["all-linear".into()], ..LoraConfig::default() }
+}
+
+pub fn setup<'a>(model: &'a ModelFiles, config: &TrainConfig) -> Setup<'a> {
+    let data = sequences(10, model.config.vocab_size);
+    Setup {
+        arch: hearth_model::architecture(&model.config).expect("a known architecture"),
+        weights: &*model.tensors,
+        loader: Loader::new(data, config.seed, config.global_batch).expect("a loader"),
+        device: hearth_model::device::open("cpu").expect("the CPU"),
+        companions: hearth_train::companions(model).expect("companions"),
+    }
+}
+
+pub fn trainer(model: &ModelFiles, config: &TrainConfig) -> Trainer {
+    Trainer::new(setup(model, config), config.clone()).expect("a trainer")
+}
+
+/// Every bit of a trainer's state.
+pub fn state(trainer: &Trainer) -> Vec<(String, Vec<u32>, Vec<u32>, Vec<u32>)> {
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let params = trainer.store().trained().iter().zip(trainer.moments());
+    params.map(|(p, s)| (p.name.clone(), bits(p.values()), bits(&s.m), bits(&s.v))).collect()
+}
+
+/// A tensor of a reference file, as f64.
+pub fn reference(file: &SafeTensors<'_>, name: &str) -> Vec<f64> {
+    let tensor = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let bytes = tensor.data();
+    match tensor.dtype() {
+        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
+        Dtype::F64 => bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+        Dtype::I64 => bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+/// `{prefix}input_ids.{i}` and `{prefix}labels.{i}` for the two sequences of a reference.
+pub fn reference_sequences(file: &SafeTensors<'_>, prefix: &str) -> Vec<Sequence> {
+    let one = |i: usize| {
+        let ids: Vec<u32> =
+            reference(file, &format!("{prefix}input_ids.{i}")).iter().map(|id| *id as u32).collect();
+        let labels = reference(file, &format!("{prefix}labels.{i}")).iter().map(|l| *l as i32).collect();
+        Sequence { documents: vec![ids.len()], ids, labels }
+    };
+    vec![one(0), one(1)]
+}
