@@ -1,4 +1,5 @@
-//! Read-only memory-mapped files: the one place that maps.
+//! Read-only memory-mapped files: the one place that maps, and the one place with `unsafe`.
+#![allow(unsafe_code)]
 
 use crate::Error;
 use memmap2::{Mmap, UncheckedAdvice};

@@ -3,7 +3,7 @@
 use super::parse::{Gguf, Tensor};
 use super::rows;
 use crate::Error;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, ROPE_DIVISORS};
 use crate::key_map::{Architecture, Rows};
 use crate::source::{TensorMeta, TensorSource, missing, position};
 use std::borrow::Cow;
@@ -28,7 +28,9 @@ impl GgufSource {
     pub fn new(file: Gguf, architecture: &Architecture, config: &ModelConfig) -> Result<GgufSource, Error> {
         let mut table = Vec::new();
         let mut unread = BTreeMap::new();
-        for (number, tensor) in file.tensors().iter().enumerate() {
+        // RoPE divisors are part of the configuration, not of any layer.
+        let weights = file.tensors().iter().enumerate().filter(|(_, t)| t.name != ROPE_DIVISORS);
+        for (number, tensor) in weights {
             let (name, rows) =
                 architecture.to_canonical(&tensor.name).unwrap_or_else(|| (tensor.name.clone(), Rows::Same));
             let Some(format) = tensor.format else {

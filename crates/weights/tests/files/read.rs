@@ -1,9 +1,10 @@
 //! The same model out of every kind of file.
 
-use crate::common::fixture;
+use crate::common::{f32_meta, fixture, le, values};
 use hearth_weights::gguf::Gguf;
-use hearth_weights::safetensors::SafetensorsSource;
+use hearth_weights::safetensors::{SafetensorsSource, SafetensorsWriter};
 use hearth_weights::{Error, Merged, ModelFiles, TensorSource, TokenizerFiles, open, open_adapter};
+use std::collections::BTreeMap;
 
 fn reference() -> ModelFiles {
     open(&fixture("llama")).unwrap()
@@ -53,6 +54,71 @@ fn pytorch_files_give_the_same_numbers_through_views_and_shared_storages() {
     }
     let message = model.tensors.bytes("steps").unwrap_err().to_string();
     assert!(message.contains("steps: it is stored as int64"), "{message}");
+}
+
+#[test]
+fn a_sharded_pytorch_directory_is_one_model() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    std::fs::copy(fixture("bin/config.json"), at("config.json")).unwrap();
+    for shard in ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"] {
+        std::fs::copy(fixture("bin/pytorch_model.bin"), at(shard)).unwrap();
+    }
+    let index = r#"{"weight_map": {"lm_head.weight": "pytorch_model-00001-of-00002.bin",
+        "model.norm.weight": "pytorch_model-00002-of-00002.bin"}}"#;
+    std::fs::write(at("pytorch_model.bin.index.json"), index).unwrap();
+    let model = open(directory.path()).unwrap();
+    let names: Vec<_> = model.tensors.tensors().iter().map(|m| m.name.as_str()).collect();
+    assert_eq!(names, ["lm_head.weight", "model.norm.weight"]);
+    let name = "model.norm.weight";
+    assert_eq!(model.tensors.read_f32(name).unwrap(), reference().tensors.read_f32(name).unwrap());
+}
+
+#[test]
+fn a_model_saved_without_its_head_gets_canonical_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    std::fs::copy(fixture("llama/config.json"), at("config.json")).unwrap();
+    let plan = [f32_meta("embed_tokens.weight", &[2, 2]), f32_meta("layers.0.mlp.up_proj.weight", &[2, 2])];
+    let mut writer = SafetensorsWriter::create(&at("model.safetensors"), &plan, &BTreeMap::new()).unwrap();
+    for meta in &plan {
+        writer.tensor(&meta.name, &le(&values(4, 1))).unwrap();
+    }
+    writer.finish().unwrap();
+    let model = open(directory.path()).unwrap();
+    assert_eq!(model.tensors.read_f32("model.layers.0.mlp.up_proj.weight").unwrap(), values(4, 1));
+    model.expect("model.embed_tokens.weight", &[2, 2]).unwrap();
+    assert!(model.tensors.meta("embed_tokens.weight").is_err());
+}
+
+#[test]
+fn end_tokens_and_template_come_from_where_transformers_looks() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    for name in ["config.json", "tokenizer_config.json"] {
+        std::fs::copy(fixture("llama").join(name), at(name)).unwrap();
+    }
+    std::fs::copy(fixture("adapter.merged.safetensors"), at("model.safetensors")).unwrap();
+    std::fs::write(at("generation_config.json"), r#"{"eos_token_id": [9, 2]}"#).unwrap();
+    std::fs::write(at("chat_template.jinja"), "own").unwrap();
+    let model = open(directory.path()).unwrap();
+    assert_eq!(model.config.eos_token_ids, [2, 3, 9]);
+    assert_eq!(model.chat_template.as_deref(), Some("own"));
+    std::fs::remove_file(at("chat_template.jinja")).unwrap();
+    std::fs::write(at("tokenizer_config.json"), r#"{"chat_template": "plain"}"#).unwrap();
+    assert_eq!(open(directory.path()).unwrap().chat_template.as_deref(), Some("plain"));
+}
+
+#[test]
+fn released_tensors_read_the_same_again() {
+    for source in ["llama", "bin", "llama.gguf"] {
+        let model = open(&fixture(source)).unwrap();
+        for meta in model.tensors.tensors() {
+            let before = model.tensors.read_f32(&meta.name).unwrap();
+            model.tensors.release(&meta.name);
+            assert_eq!(model.tensors.read_f32(&meta.name).unwrap(), before, "{}", meta.name);
+        }
+    }
 }
 
 #[test]
