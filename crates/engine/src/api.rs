@@ -1,5 +1,7 @@
 //! What callers exchange with the engine.
 
+pub use crate::engine::EngineHandle;
+
 use std::sync::Arc;
 
 /// How the next token is chosen. Filters apply in the order: penalties, temperature, top-k, top-p, min-p.
@@ -119,7 +121,9 @@ pub enum SubmitError {
         vocab: usize,
     },
     /// Prompt and `max_tokens` can never fit.
-    #[error("prompt ({prompt} tokens) plus max_tokens ({max_tokens}) exceed the context limit of {limit} tokens")]
+    #[error(
+        "prompt ({prompt} tokens) plus max_tokens ({max_tokens}) exceed the context limit of {limit} tokens"
+    )]
     TooLong {
         /// Prompt tokens.
         prompt: usize,
@@ -127,6 +131,12 @@ pub enum SubmitError {
         max_tokens: usize,
         /// Tokens that fit.
         limit: usize,
+    },
+    /// A sampling parameter that means nothing.
+    #[error("{what}")]
+    Sampling {
+        /// Parameter, value and limit.
+        what: String,
     },
     /// The waiting queue is full; try again later.
     #[error("{waiting} requests are waiting already (limit {limit})")]

@@ -2,10 +2,43 @@
 //!
 //! # Layout
 //! - [`api`]: what callers exchange with the engine: [`api::Request`], [`api::Event`], [`api::EngineHandle`].
-//! - `kv`: KV blocks, block tables, the [`AttentionContext`](hearth_model::AttentionContext) over them.
-//! - `scheduler`: which tokens of which sequences the next forward pass holds. Knows no tensors.
-//! - `sampler`: logits → token, deterministic for a seed.
-//! - `runner`: runs the model over one step's tokens.
-//! - `engine`: the loop on its own thread.
+//! - [`engine`]: the handle, and the loop on its own thread.
+//! - [`scheduler`]: which tokens of which sequences the next forward pass holds. Knows no tensors.
+//! - [`kv`]: which KV blocks are free.
+//! - [`runner`]: runs the model over one step's tokens, attention through the paged cache.
+//! - [`sampler`]: logits → token, deterministic for a seed; log-probabilities.
+//! - [`loader`]: weights from disk into panel layout, within the device's budget.
+//! - [`footprint`]: how many bytes serving takes.
+//! - [`score`]: logits of given tokens, through the same runner.
+//! - `sequence`: one request on its way from prompt to end.
+//!
+//! # A request's way
+//! ```text
+//! submit ─► scheduler: queue ─► KV blocks for the worst case ─► step after step:
+//!     plan (decodes, then prompt chunks) ─► runner: forward ─► sampler: token ─► event to the caller
+//! ```
+//!
+//! # Invariants
+//! - A response depends on its request alone: not on batch mates, chunking, or the blocks it got. Kernels reduce in
+//!   one fixed order per row; random numbers are counted by position.
+//! - Nothing runs out while running: bytes are charged at start, KV blocks reserved at admission.
+//! - Every accepted request ends with an event, or was cancelled.
 #![forbid(unsafe_code)]
+
 pub mod api;
+pub mod engine;
+pub mod footprint;
+pub mod kv;
+pub mod loader;
+pub mod runner;
+pub mod sampler;
+pub mod scheduler;
+pub mod score;
+
+mod error;
+mod sequence;
+
+pub use engine::{Engine, EngineConfig, EngineHandle};
+pub use error::{Error, Shortfall};
+pub use loader::{LoadProgress, LoadedModel, ResidentWeights};
+pub use score::Scorer;

@@ -1,0 +1,273 @@
+//! The engine: a thread that turns requests into steps, and the handle callers hold.
+//!
+//! # Layout
+//! - here: [`EngineConfig`], [`Engine::start`], [`EngineHandle`].
+//! - `worker`: the loop on its own thread.
+//!
+//! # Invariants
+//! - Callers and the worker share a [`State`] behind one lock, held for bookkeeping only, never during a forward
+//!   pass. So a submission is taken or refused at once.
+//! - Every accepted request ends with `Finished` or `Failed`, or was cancelled: also when a step panics, and
+//!   when the worker itself does.
+
+mod worker;
+
+use crate::api::{EngineStats, Generation, Request, SubmitError};
+use crate::error::Error;
+use crate::footprint::{self, Wishes};
+use crate::loader::LoadedModel;
+use crate::runner::{Forward, Runner};
+use crate::sampler;
+use crate::scheduler::{Limits, RequestId, Scheduler};
+use crate::score::check_tokens;
+use crate::sequence::Sequence;
+use hearth_kernels::paged::KV_BLOCK;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// Bounds of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Sequences in the batch at once.
+    pub max_seqs: usize,
+    /// Tokens in one forward pass, at least `max_seqs`. Made smaller when the device's budget asks for it.
+    pub max_batch_tokens: usize,
+    /// Requests that may wait for admission; more are refused as [`SubmitError::Busy`].
+    pub max_waiting: usize,
+    /// Tokens a sequence may reach. `None` = what the model was made for, or less if the KV cache holds less.
+    pub context_limit: Option<usize>,
+    /// Bytes of the KV cache. `None` = what the device's budget leaves, or 2 GiB without one; never more than
+    /// `max_seqs` full sequences need.
+    pub kv_bytes: Option<u64>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self { max_seqs: 16, max_batch_tokens: 512, max_waiting: 1024, context_limit: None, kv_bytes: None }
+    }
+}
+
+impl EngineConfig {
+    fn validate(&self) -> Result<(), Error> {
+        let Self { max_seqs, max_batch_tokens, .. } = *self;
+        let what = if max_seqs == 0 {
+            "max_seqs is 0, it must be at least 1".into()
+        } else if max_batch_tokens < max_seqs {
+            format!(
+                "max_batch_tokens is {max_batch_tokens}, it must be at least max_seqs, which is {max_seqs}: every \
+                 running sequence needs a token per step"
+            )
+        } else if self.context_limit == Some(0) {
+            "the context limit is 0, it must be at least 1".into()
+        } else {
+            return Ok(());
+        };
+        Err(Error::Config(what))
+    }
+
+    fn limits(&self, max_batch_tokens: usize) -> Limits {
+        Limits { max_seqs: self.max_seqs, max_batch_tokens, max_waiting: self.max_waiting }
+    }
+}
+
+/// Starts engines.
+pub struct Engine;
+
+impl Engine {
+    /// Starts an engine on a thread of its own. It ends after [`EngineHandle::drain`] or
+    /// [`EngineHandle::shutdown`], or once all handles are dropped and the accepted requests are done.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for contradictory bounds, [`Error::TooSmall`] when no useful KV cache fits the budget.
+    pub fn start(model: LoadedModel, config: EngineConfig) -> Result<EngineHandle, Error> {
+        config.validate()?;
+        let wishes = Wishes {
+            max_seqs: config.max_seqs,
+            max_batch_tokens: config.max_batch_tokens,
+            context_limit: config.context_limit,
+            kv_bytes: config.kv_bytes,
+        };
+        let grant = footprint::grant(model.config(), wishes, model.ledger())?;
+        let facts = Facts { context_limit: grant.context_limit, vocab_size: model.config().vocab_size };
+        let stats = EngineStats {
+            weight_bytes: model.weight_bytes(),
+            kv_bytes: grant.blocks as u64 * footprint::kv_block_bytes(model.config()),
+            ..EngineStats::default()
+        };
+        let scheduler = Scheduler::new(config.limits(grant.max_batch_tokens), grant.blocks, KV_BLOCK);
+        let runner = Runner::new(model, grant.blocks, grant.working_bytes)?;
+        Self::start_with(runner, scheduler, facts, stats)
+    }
+
+    fn start_with(
+        forward: impl Forward + Send + 'static,
+        scheduler: Scheduler,
+        facts: Facts,
+        stats: EngineStats,
+    ) -> Result<EngineHandle, Error> {
+        let state = State { scheduler, arrived: Vec::new(), next_id: 0, mode: Mode::Open, stats };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let worker = worker::Worker::new(shared.clone(), forward);
+        let thread = std::thread::Builder::new().name("hearth-engine".into()).spawn(move || worker.run());
+        let thread = Mutex::new(Some(thread.map_err(Error::Thread)?));
+        Ok(EngineHandle { owner: Arc::new(Owner { shared, facts, thread }) })
+    }
+}
+
+/// What never changes while an engine lives.
+#[derive(Clone, Copy, Debug)]
+struct Facts {
+    context_limit: usize,
+    vocab_size: usize,
+}
+
+/// How far an engine is on its way from start to end. Only ever moves down this list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Mode {
+    /// Takes requests.
+    Open,
+    /// Finishes what it has.
+    Draining,
+    /// Fails what it has.
+    Stopping,
+    /// The worker has ended.
+    Gone,
+}
+
+/// What callers and worker share.
+struct State {
+    scheduler: Scheduler,
+    /// Accepted since the worker last looked.
+    arrived: Vec<(RequestId, Sequence)>,
+    next_id: RequestId,
+    mode: Mode,
+    /// Counters; gauges are filled in when asked for.
+    stats: EngineStats,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Signalled when requests arrive and when the mode changes.
+    changed: Condvar,
+}
+
+impl Shared {
+    /// A panic leaves the state usable: each critical section is bookkeeping that ends or asserts before it changes
+    /// anything.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn advance_to(&self, mode: Mode) {
+        let mut state = self.lock();
+        state.mode = state.mode.max(mode);
+        self.changed.notify_all();
+    }
+}
+
+/// A running engine. Clones are the same engine.
+#[derive(Clone)]
+pub struct EngineHandle {
+    owner: Arc<Owner>,
+}
+
+/// Ends the engine when the last handle is gone.
+struct Owner {
+    shared: Arc<Shared>,
+    facts: Facts,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.advance_to(Mode::Draining);
+    }
+}
+
+impl EngineHandle {
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// [`SubmitError`]: the request cannot be served, or not now. Nothing was queued then.
+    pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
+        self.check(&request)?;
+        let max_tokens = request.max_tokens;
+        let (sequence, generation) = Sequence::new(request);
+        let mut state = self.owner.shared.lock();
+        if state.mode != Mode::Open {
+            return Err(SubmitError::Stopped);
+        }
+        let (id, limit) = (state.next_id, state.scheduler.limits().max_waiting);
+        let queued = state.scheduler.enqueue(id, sequence.prompt(), max_tokens);
+        queued.map_err(|full| SubmitError::Busy { waiting: full.waiting, limit })?;
+        state.next_id += 1;
+        state.arrived.push((id, sequence));
+        self.owner.shared.changed.notify_all();
+        Ok(generation)
+    }
+
+    fn check(&self, request: &Request) -> Result<(), SubmitError> {
+        let Facts { context_limit: limit, vocab_size } = self.owner.facts;
+        check_tokens(&request.prompt, vocab_size)?;
+        let (prompt, max_tokens) = (request.prompt.len(), request.max_tokens);
+        if prompt.saturating_add(max_tokens) > limit {
+            return Err(SubmitError::TooLong { prompt, max_tokens, limit });
+        }
+        sampler::validate(&request.sampling, vocab_size)
+    }
+
+    /// Counters and gauges of this moment.
+    pub fn stats(&self) -> EngineStats {
+        let state = self.owner.shared.lock();
+        EngineStats {
+            running: state.scheduler.running(),
+            waiting: state.scheduler.waiting(),
+            kv_blocks_used: state.scheduler.blocks().used(),
+            kv_blocks_total: state.scheduler.blocks().total(),
+            ..state.stats
+        }
+    }
+
+    /// Most tokens of prompt and output together.
+    pub fn context_limit(&self) -> usize {
+        self.owner.facts.context_limit
+    }
+
+    /// Token ids are below this.
+    pub fn vocab_size(&self) -> usize {
+        self.owner.facts.vocab_size
+    }
+
+    /// Takes no more requests, finishes those it has and ends. Blocks until then.
+    pub fn drain(&self) {
+        self.end(Mode::Draining);
+    }
+
+    /// Takes no more requests, fails those it has after the current step and ends. Blocks until then; also ends a
+    /// [`EngineHandle::drain`] that takes too long.
+    pub fn shutdown(&self) {
+        self.end(Mode::Stopping);
+    }
+
+    fn end(&self, mode: Mode) {
+        let shared = &self.owner.shared;
+        shared.advance_to(mode);
+        let mut state = shared.lock();
+        while state.mode != Mode::Gone {
+            state = shared.wait(state);
+        }
+        drop(state);
+        let thread = self.owner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // The worker catches its panics; what is left to wait for is that its memory is freed.
+            thread.join().ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,313 @@
+//! The loop over a stand-in for the model: token → logits by a hash of everything before it, remembered in KV
+//! blocks as the real one does, so that a wrong block, position or order changes the output.
+
+use super::*;
+use crate::api::{Event, FinishReason, Sampling, TokenLogprobs};
+use crate::runner::{EachRow, SequenceStep};
+use std::sync::mpsc;
+
+const VOCAB: usize = 50;
+const BLOCK: usize = 4;
+
+struct Hashing {
+    /// One token per slot, as keys and values are kept.
+    slots: Vec<u32>,
+    /// Panics on this token.
+    explosive: Option<u32>,
+    /// Answers NaN after this token.
+    poisonous: Option<u32>,
+    /// Waits for a go-ahead before each step, if there is one.
+    gate: Option<mpsc::Receiver<()>>,
+}
+
+impl Hashing {
+    fn new(blocks: usize) -> Self {
+        Hashing { slots: vec![u32::MAX; blocks * BLOCK], explosive: None, poisonous: None, gate: None }
+    }
+
+    fn logits(&self, history: &[u32]) -> Vec<f32> {
+        let hash = history.iter().fold(7u64, |h, &t| (h ^ u64::from(t)).wrapping_mul(0x100_0000_01b3));
+        if history.last() == self.poisonous.as_ref() {
+            return vec![f32::NAN; VOCAB];
+        }
+        (0..VOCAB as u64)
+            .map(|i| ((hash.rotate_left(i as u32) ^ i).wrapping_mul(31) % 97) as f32 / 10.0)
+            .collect()
+    }
+}
+
+impl Forward for Hashing {
+    fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow) {
+        if let Some(gate) = &self.gate {
+            gate.recv().ok();
+        }
+        for (i, s) in step.iter().enumerate() {
+            for (j, &token) in s.tokens.iter().enumerate() {
+                assert!(Some(token) != self.explosive, "token {token} is explosive");
+                let slot = |p: usize| s.table[p / BLOCK] as usize * BLOCK + p % BLOCK;
+                self.slots[slot(s.first_position + j)] = token;
+                if s.logits.contains(&j) {
+                    let history: Vec<u32> = (0..=s.first_position + j).map(|p| self.slots[slot(p)]).collect();
+                    each(i, j, &self.logits(&history));
+                }
+            }
+        }
+    }
+}
+
+fn limits() -> Limits {
+    Limits { max_seqs: 3, max_batch_tokens: 8, max_waiting: 100 }
+}
+
+fn start(limits: Limits, model: Hashing) -> EngineHandle {
+    let blocks = model.slots.len() / BLOCK;
+    let facts = Facts { context_limit: blocks * BLOCK, vocab_size: VOCAB };
+    let scheduler = Scheduler::new(limits, blocks, BLOCK);
+    Engine::start_with(model, scheduler, facts, EngineStats::default()).expect("a thread")
+}
+
+fn request(prompt: &[u32], max_tokens: usize) -> Request {
+    Request {
+        prompt: prompt.to_vec(),
+        max_tokens,
+        stop_tokens: Vec::new(),
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        logprobs: None,
+        prompt_logprobs: None,
+    }
+}
+
+fn events(mut generation: Generation) -> Vec<Event> {
+    std::iter::from_fn(|| generation.next_blocking()).collect()
+}
+
+fn tokens(events: &[Event]) -> Vec<u32> {
+    let token = |e: &Event| if let Event::Token { id, .. } = e { Some(*id) } else { None };
+    events.iter().filter_map(token).collect()
+}
+
+/// Greedy tokens straight from the stand-in.
+fn expected(prompt: &[u32], max_tokens: usize) -> Vec<u32> {
+    let (model, mut history) = (Hashing::new(0), prompt.to_vec());
+    for _ in 0..max_tokens {
+        let logits = model.logits(&history);
+        let best = (0..VOCAB).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b])).expect("not empty");
+        history.push(best as u32);
+    }
+    history.split_off(prompt.len())
+}
+
+fn mixed_requests() -> Vec<Request> {
+    let prompts: [&[u32]; 6] =
+        [&[1], &[2, 3], &[4; 9], &[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], &[1, 1, 1], &[49]];
+    let mut requests: Vec<Request> =
+        prompts.iter().enumerate().map(|(i, p)| request(p, [7, 1, 12, 5, 0, 20][i])).collect();
+    requests[1].sampling = Sampling { seed: Some(5), ..Sampling::default() };
+    requests[2].logprobs = Some(3);
+    requests[3].prompt_logprobs = Some(2);
+    requests[4].prompt_logprobs = Some(0);
+    requests[5].sampling =
+        Sampling { seed: Some(6), top_p: 0.9, repetition_penalty: 1.3, ..Sampling::default() };
+    requests
+}
+
+#[test]
+fn a_response_is_the_same_alone_and_in_any_company_at_any_chunking() {
+    let alone: Vec<Vec<Event>> = mixed_requests()
+        .into_iter()
+        .map(|r| events(start(limits(), Hashing::new(64)).submit(r).expect("fits")))
+        .collect();
+    assert_eq!(tokens(&alone[0]), expected(&[1], 7));
+    for (max_seqs, max_batch_tokens, blocks) in [(1, 1, 8), (3, 3, 8), (6, 6, 64), (6, 7, 20), (6, 100, 64)] {
+        let engine = start(Limits { max_seqs, max_batch_tokens, max_waiting: 100 }, Hashing::new(blocks));
+        let running: Vec<_> = mixed_requests().into_iter().map(|r| engine.submit(r).expect("fits")).collect();
+        for (generation, alone) in running.into_iter().zip(&alone) {
+            assert_eq!(&events(generation), alone, "{max_seqs} sequences, {max_batch_tokens} tokens a step");
+        }
+        engine.drain();
+        let stats = engine.stats();
+        assert_eq!((stats.finished, stats.cancelled, stats.kv_blocks_used), (6, 0, 0));
+        assert_eq!((stats.prompt_tokens, stats.generated_tokens), (27, 45));
+    }
+}
+
+#[test]
+fn a_scored_prompt_reports_every_token_but_the_first_before_any_token() {
+    let mut scored = request(&[3, 1, 4, 1, 5], 2);
+    (scored.prompt_logprobs, scored.logprobs) = (Some(2), Some(1));
+    let events = events(start(limits(), Hashing::new(8)).submit(scored).expect("fits"));
+    let Event::Prompt(rows) = &events[0] else { panic!("the prompt comes first: {events:?}") };
+    assert_eq!((rows.len(), &rows[0]), (5, &None));
+    let model = Hashing::new(0);
+    let check = |row: &TokenLogprobs, history: &[u32], token: u32| {
+        let logits = model.logits(history);
+        let report =
+            sampler::logprobs::LogSoftmax::new(&logits).expect("finite").report(token, row.top.len());
+        assert_eq!(row, &report);
+    };
+    let prompt = [3, 1, 4, 1, 5];
+    for (i, row) in rows.iter().enumerate().skip(1) {
+        check(row.as_ref().expect("all but the first"), &prompt[..i], prompt[i]);
+    }
+    let Event::Token { id, logprobs: Some(row) } = &events[1] else { panic!("{events:?}") };
+    check(row, &prompt, *id);
+    assert_eq!(row.top[0], (*id, row.logprob), "greedy takes the likeliest, and says so with the same float");
+    assert_eq!(events[3], Event::Finished { reason: FinishReason::Length, cached_tokens: 0 });
+}
+
+#[test]
+fn a_prompt_alone_is_scored_without_generating() {
+    for prompt in [&[9][..], &[9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 9]] {
+        let mut scored = request(prompt, 0);
+        scored.prompt_logprobs = Some(0);
+        let events = events(start(limits(), Hashing::new(8)).submit(scored).expect("fits"));
+        let [Event::Prompt(rows), Event::Finished { reason, .. }] = &events[..] else { panic!("{events:?}") };
+        assert_eq!((rows.len(), *reason), (prompt.len(), FinishReason::Length));
+        assert!(rows[1..].iter().all(Option::is_some));
+    }
+    let events = events(start(limits(), Hashing::new(8)).submit(request(&[1], 0)).expect("fits"));
+    assert!(matches!(events[..], [Event::Finished { reason: FinishReason::Length, .. }]));
+}
+
+#[test]
+fn a_stop_token_ends_the_generation_and_is_not_emitted() {
+    let whole = expected(&[1, 2], 6);
+    let mut stopped = request(&[1, 2], 6);
+    stopped.stop_tokens = vec![whole[3]];
+    let first = whole.iter().position(|t| *t == whole[3]).expect("it is there");
+    let events = events(start(limits(), Hashing::new(8)).submit(stopped).expect("fits"));
+    assert_eq!(tokens(&events), whole[..first]);
+    assert_eq!(events.last(), Some(&Event::Finished { reason: FinishReason::Stop, cached_tokens: 0 }));
+}
+
+#[test]
+fn requests_that_can_never_be_served_are_refused_by_name() {
+    let engine = start(limits(), Hashing::new(8));
+    let refused = |r: Request| engine.submit(r).err().expect("refused");
+    assert_eq!(refused(request(&[], 1)), SubmitError::EmptyPrompt);
+    assert_eq!(
+        refused(request(&[1, 50], 1)),
+        SubmitError::TokenOutOfRange { id: 50, position: 1, vocab: 50 }
+    );
+    assert_eq!(refused(request(&[1], 32)), SubmitError::TooLong { prompt: 1, max_tokens: 32, limit: 32 });
+    assert!(matches!(refused(request(&[1], usize::MAX)), SubmitError::TooLong { .. }));
+    let mut hot = request(&[1], 1);
+    hot.sampling.temperature = f32::INFINITY;
+    assert!(matches!(refused(hot), SubmitError::Sampling { .. }));
+    assert_eq!(events(engine.submit(request(&[1], 31)).expect("exactly fits")).len(), 32);
+}
+
+/// An engine that makes a step whenever something is sent.
+fn gated(limits: Limits, blocks: usize) -> (EngineHandle, mpsc::Sender<()>) {
+    let (go, gate) = mpsc::channel();
+    (start(limits, Hashing { gate: Some(gate), ..Hashing::new(blocks) }), go)
+}
+
+#[test]
+fn dropping_a_generation_frees_its_blocks_for_those_who_wait() {
+    let (engine, go) = gated(limits(), 4);
+    let mut first = engine.submit(request(&[1], 15)).expect("all blocks");
+    let second = engine.submit(request(&[2], 3)).expect("queued");
+    assert_eq!(
+        (engine.stats().running, engine.stats().waiting),
+        (1, 1),
+        "a full cache queues, it does not fail"
+    );
+    go.send(()).expect("the engine waits");
+    assert!(matches!(first.next_blocking(), Some(Event::Token { .. })));
+    drop(first);
+    drop(go);
+    assert_eq!(tokens(&events(second)), expected(&[2], 3));
+    engine.drain();
+    let stats = engine.stats();
+    assert_eq!((stats.cancelled, stats.finished, stats.kv_blocks_used), (1, 1, 0));
+}
+
+#[test]
+fn a_request_cancelled_in_the_queue_never_runs() {
+    let (engine, go) = gated(Limits { max_seqs: 1, ..limits() }, 8);
+    let first = engine.submit(request(&[1], 2)).expect("runs");
+    drop(engine.submit(request(&[2], 2)).expect("queued"));
+    drop(go);
+    assert_eq!(tokens(&events(first)).len(), 2);
+    engine.drain();
+    assert_eq!((engine.stats().cancelled, engine.stats().prompt_tokens), (1, 1));
+}
+
+#[test]
+fn a_full_queue_says_busy_and_takes_more_later() {
+    let (engine, go) = gated(Limits { max_seqs: 1, max_batch_tokens: 8, max_waiting: 1 }, 8);
+    let taken: Vec<_> = (0..2).map(|_| engine.submit(request(&[1], 1)).expect("room")).collect();
+    assert_eq!(engine.submit(request(&[1], 1)).err(), Some(SubmitError::Busy { waiting: 1, limit: 1 }));
+    drop(go);
+    taken.into_iter().for_each(|g| assert_eq!(events(g).len(), 2));
+    assert_eq!(events(engine.submit(request(&[1], 1)).expect("room again")).len(), 2);
+}
+
+#[test]
+fn a_panic_in_a_step_fails_its_requests_and_the_engine_goes_on() {
+    let engine = start(limits(), Hashing { explosive: Some(13), ..Hashing::new(8) });
+    let events_of = |r: Request| events(engine.submit(r).expect("fits"));
+    assert_eq!(
+        events_of(request(&[1, 13], 2)),
+        [Event::Failed("a step failed: token 13 is explosive".into())]
+    );
+    assert_eq!(engine.stats().kv_blocks_used, 0);
+    assert!(matches!(events_of(request(&[1], 1))[..], [Event::Token { .. }, Event::Finished { .. }]));
+}
+
+#[test]
+fn logits_that_are_not_numbers_fail_their_request_alone() {
+    let engine = start(limits(), Hashing { poisonous: Some(13), ..Hashing::new(16) });
+    let good = engine.submit(request(&[1], 4)).expect("fits");
+    let mut scored = request(&[13, 1], 4);
+    scored.prompt_logprobs = Some(0);
+    let (scored, bad) = (engine.submit(scored), engine.submit(request(&[13], 4)));
+    for failing in [scored, bad] {
+        let events = events(failing.expect("fits"));
+        let [Event::Failed(why)] = &events[..] else { panic!("{events:?}") };
+        assert!(why.contains("token 0 is NaN"), "{why}");
+    }
+    assert_eq!(tokens(&events(good)).len(), 4);
+}
+
+#[test]
+fn draining_finishes_what_was_accepted_and_refuses_the_rest() {
+    let (engine, go) = gated(limits(), 8);
+    let accepted: Vec<_> = (0..5).map(|i| engine.submit(request(&[i], 3)).expect("room")).collect();
+    let draining = std::thread::spawn({
+        let engine = engine.clone();
+        move || engine.drain()
+    });
+    while engine.owner.shared.lock().mode == Mode::Open {
+        std::thread::yield_now();
+    }
+    assert_eq!(engine.submit(request(&[1], 1)).err(), Some(SubmitError::Stopped));
+    drop(go);
+    draining.join().expect("drained");
+    for generation in accepted {
+        assert_eq!(tokens(&events(generation)).len(), 3);
+    }
+    engine.drain();
+}
+
+#[test]
+fn shutting_down_fails_what_is_left() {
+    let (engine, go) = gated(limits(), 8);
+    let running = engine.submit(request(&[1], 20)).expect("room");
+    let waiting = engine.submit(request(&[1], 20)).expect("room");
+    engine.owner.shared.advance_to(Mode::Stopping);
+    drop(go);
+    engine.shutdown();
+    for generation in [running, waiting] {
+        let events = events(generation);
+        assert_eq!(events.last(), Some(&Event::Failed("the engine is shutting down".into())));
+    }
+    assert_eq!(engine.stats().kv_blocks_used, 0);
+}
+
+#[test]
+fn generations_outlive_the_handles() {
+    let generation = start(limits(), Hashing::new(8)).submit(request(&[1], 4)).expect("room");
+    assert_eq!(tokens(&events(generation)), expected(&[1], 4));
+}

@@ -1,0 +1,163 @@
+//! The loop on its own thread: plan a step, run it, tell the callers.
+
+use super::{Mode, Shared, State};
+use crate::runner::{Forward, SequenceStep};
+use crate::scheduler::{Part, RequestId};
+use crate::sequence::{Outcome, Sequence};
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+/// What ends the requests of an engine that stops.
+const STOPPED: &str = "the engine is shutting down";
+
+/// Owns the model and every sequence that was accepted and is not over.
+pub struct Worker<F> {
+    shared: Arc<Shared>,
+    forward: F,
+    sequences: HashMap<RequestId, Sequence>,
+}
+
+/// Says on drop that the worker has ended.
+struct Gone(Arc<Shared>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.advance_to(Mode::Gone);
+    }
+}
+
+/// A sequence during a step.
+struct Moving {
+    id: RequestId,
+    /// Position of its first token in the step.
+    start: usize,
+    /// Position after its last token in the step.
+    end: usize,
+    sequence: Sequence,
+}
+
+impl<F: Forward> Worker<F> {
+    pub fn new(shared: Arc<Shared>, forward: F) -> Self {
+        Self { shared, forward, sequences: HashMap::new() }
+    }
+
+    /// Works until told to end. Whatever happens, nobody is left waiting.
+    pub fn run(self) {
+        // Dropped last, also by a panic: the model's memory is free before anyone who waits for the end goes on.
+        let _gone = Gone(self.shared.clone());
+        let mut worker = self;
+        let end = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(parts) = worker.next_step() {
+                worker.step(parts);
+            }
+        }));
+        worker.fail_all(match end {
+            Ok(()) => STOPPED.into(),
+            Err(panic) => format!("the engine failed: {}", message(&*panic)),
+        });
+    }
+
+    fn fail_all(&mut self, why: String) {
+        let shared = self.shared.clone();
+        let mut state = shared.lock();
+        state.mode = state.mode.max(Mode::Stopping);
+        self.absorb(&mut state);
+        for sequence in self.sequences.values() {
+            sequence.fail(why.clone());
+        }
+        for (id, _) in self.sequences.drain() {
+            state.scheduler.remove(id);
+        }
+    }
+
+    /// The next step; waits for one. `None` when the engine is to end.
+    fn next_step(&mut self) -> Option<Vec<Part>> {
+        let shared = self.shared.clone();
+        let mut state = shared.lock();
+        loop {
+            self.absorb(&mut state);
+            if state.mode == Mode::Stopping {
+                return None;
+            }
+            self.drop_cancelled(&mut state);
+            let parts = state.scheduler.plan();
+            if !parts.is_empty() {
+                return Some(parts);
+            }
+            if state.mode == Mode::Draining {
+                return None;
+            }
+            state = shared.wait(state);
+        }
+    }
+
+    fn absorb(&mut self, state: &mut State) {
+        self.sequences.extend(state.arrived.drain(..));
+    }
+
+    fn drop_cancelled(&mut self, state: &mut State) {
+        let cancelled = self.sequences.extract_if(|_, sequence| sequence.is_cancelled());
+        for (id, _) in cancelled {
+            state.scheduler.remove(id);
+            state.stats.cancelled += 1;
+        }
+    }
+
+    fn step(&mut self, parts: Vec<Part>) {
+        let (mut moving, steps): (Vec<Moving>, Vec<SequenceStep>) =
+            parts.into_iter().map(|part| self.set_out(part)).unzip();
+        let run = catch_unwind(AssertUnwindSafe(|| {
+            self.forward.forward(&steps, &mut |i, token, logits| {
+                let m = &mut moving[i];
+                m.sequence.take_logits(m.start + token, logits);
+            });
+        }));
+        let outcomes: Vec<Outcome> = match run {
+            Ok(()) => moving.iter_mut().map(|m| m.sequence.settle(m.end)).collect(),
+            Err(panic) => {
+                let why = format!("a step failed: {}", message(&*panic));
+                moving.iter().map(|m| m.sequence.fail(why.clone())).collect()
+            }
+        };
+        let shared = self.shared.clone();
+        let mut state = shared.lock();
+        state.stats.steps += 1;
+        for (m, outcome) in moving.into_iter().zip(outcomes) {
+            self.book(&mut state, m, outcome);
+        }
+    }
+
+    fn set_out(&mut self, part: Part) -> (Moving, SequenceStep) {
+        let sequence = self.sequences.remove(&part.id).expect("only accepted sequences are planned");
+        let (id, start, end) = (part.id, part.positions.start, part.positions.end);
+        let step = sequence.step(part);
+        (Moving { id, start, end, sequence }, step)
+    }
+
+    fn book(&mut self, state: &mut State, m: Moving, outcome: Outcome) {
+        let prompt = m.sequence.prompt();
+        state.stats.prompt_tokens += (m.end.min(prompt) - m.start.min(prompt)) as u64;
+        match outcome {
+            Outcome::Prefilling => {}
+            Outcome::Grew => {
+                state.stats.generated_tokens += 1;
+                state.scheduler.append(m.id);
+            }
+            Outcome::Ended { grew, finished } => {
+                state.stats.generated_tokens += u64::from(grew);
+                state.stats.finished += u64::from(finished);
+                state.scheduler.remove(m.id);
+                return;
+            }
+        }
+        self.sequences.insert(m.id, m.sequence);
+    }
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason was given")
+}

@@ -1,0 +1,58 @@
+use hearth_memory::Size;
+
+/// Why a model could not be loaded or an engine not started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of the model is at fault.
+    #[error(transparent)]
+    Weights(#[from] hearth_weights::Error),
+    /// The model could not be put together.
+    #[error(transparent)]
+    Model(#[from] hearth_model::Error),
+    /// The ledger refused.
+    #[error(transparent)]
+    Memory(#[from] hearth_memory::Error),
+    /// Weights, working memory and the least useful KV cache do not fit the device together.
+    #[error(transparent)]
+    TooSmall(Box<Shortfall>),
+    /// A configuration that cannot work.
+    #[error("{0}")]
+    Config(String),
+    /// Tokens the model does not have.
+    #[error(transparent)]
+    Request(#[from] crate::api::SubmitError),
+    /// The operating system gave no thread.
+    #[error("the engine's thread could not be started: {0}")]
+    Thread(std::io::Error),
+}
+
+/// What does not fit the device, part by part, in bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "device tier: needs {} bytes (weights {weights}, working memory {working}, KV cache for {tokens} tokens {kv}), \
+     {free} free; the smallest budget that works is {}",
+    weights + working + kv,
+    self.smallest()
+)]
+pub struct Shortfall {
+    /// Weights still to be loaded; 0 when they are.
+    pub weights: u64,
+    /// Values between layers in one step.
+    pub working: u64,
+    /// Tokens the smallest KV cache would hold.
+    pub tokens: usize,
+    /// Its bytes.
+    pub kv: u64,
+    /// Bytes held already, by anything.
+    pub used: u64,
+    /// Bytes left.
+    pub free: u64,
+}
+
+impl Shortfall {
+    /// The smallest device budget under which this would fit, in whole MiB.
+    pub fn smallest(&self) -> Size {
+        const MIB: u64 = 1 << 20;
+        Size((self.used + self.weights + self.working + self.kv).next_multiple_of(MIB))
+    }
+}

@@ -1,0 +1,113 @@
+//! How many bytes of the device serving takes: the same arithmetic for refusing, planning and charging.
+
+use crate::error::{Error, Shortfall};
+use crate::runner::HEAD_ROWS;
+use hearth_kernels::paged::{KV_BLOCK, KvCache};
+use hearth_memory::{Ledger, Tier};
+use hearth_weights::ModelConfig;
+
+/// A cache for fewer tokens than this (or the model's own limit) is not worth serving with.
+pub const MIN_CONTEXT: usize = 128;
+/// Fewest tokens per step the planner goes down to when memory is short.
+pub const MIN_BATCH_TOKENS: usize = 64;
+/// Size of the KV cache when nothing limits it. Untouched pages of it cost nothing.
+const DEFAULT_KV_BYTES: u64 = 2 << 30;
+
+/// Bytes of one KV block over all layers.
+pub fn kv_block_bytes(config: &ModelConfig) -> u64 {
+    KvCache::bytes(config.num_layers, 1, config.num_kv_heads, config.head_dim) as u64
+}
+
+/// Bytes of values between layers in a step of `rows` tokens: at the widest place the residual stream, its norm
+/// and the MLP's gate, up and product, or the attention's q, k, v and output with a copy of each; and the logits
+/// of [`HEAD_ROWS`] rows with the distribution drawn from.
+pub fn working_bytes(config: &ModelConfig, rows: usize) -> u64 {
+    let q = config.num_heads * config.head_dim;
+    let kv = config.num_kv_heads * config.head_dim;
+    let widest =
+        (4 * config.hidden_size + 3 * config.intermediate_size).max(4 * config.hidden_size + 4 * q + 4 * kv);
+    let logits = HEAD_ROWS.min(rows) * config.vocab_size + 8 * config.vocab_size;
+    4 * (rows * widest + logits) as u64
+}
+
+/// Refuses weights that leave no room to serve with.
+///
+/// # Errors
+/// [`Error::TooSmall`] with the smallest budget that works.
+pub fn check_weights(config: &ModelConfig, weights: u64, ledger: &Ledger) -> Result<(), Error> {
+    let tokens = MIN_CONTEXT.min(config.max_position_embeddings);
+    refuse_unless_it_fits(config, weights, working_bytes(config, MIN_BATCH_TOKENS), tokens, ledger)
+}
+
+fn refuse_unless_it_fits(
+    config: &ModelConfig,
+    weights: u64,
+    working: u64,
+    tokens: usize,
+    ledger: &Ledger,
+) -> Result<(), Error> {
+    let kv = tokens.div_ceil(KV_BLOCK) as u64 * kv_block_bytes(config);
+    let (used, free) = (ledger.used(Tier::Device), ledger.free(Tier::Device));
+    if weights.saturating_add(working).saturating_add(kv) <= free {
+        return Ok(());
+    }
+    Err(Error::TooSmall(Box::new(Shortfall { weights, working, tokens, kv, used, free })))
+}
+
+/// What an engine asks of the device.
+#[derive(Clone, Copy, Debug)]
+pub struct Wishes {
+    /// Sequences in the batch at once.
+    pub max_seqs: usize,
+    /// Tokens per step.
+    pub max_batch_tokens: usize,
+    /// Tokens a sequence must be able to reach; `None` = as many as the model and the memory allow.
+    pub context_limit: Option<usize>,
+    /// Bytes of the KV cache; `None` = what is free.
+    pub kv_bytes: Option<u64>,
+}
+
+/// What it gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// KV blocks.
+    pub blocks: usize,
+    /// Tokens a sequence may reach.
+    pub context_limit: usize,
+    /// Tokens per step.
+    pub max_batch_tokens: usize,
+    /// Bytes between layers.
+    pub working_bytes: u64,
+}
+
+/// Fits wishes to the device's free bytes: first the step is made smaller, then the cache.
+///
+/// # Errors
+/// [`Error::TooSmall`] when not even the smallest step and cache fit, or an explicit context limit does not.
+pub fn grant(config: &ModelConfig, wishes: Wishes, ledger: &Ledger) -> Result<Grant, Error> {
+    let context = wishes.context_limit.unwrap_or(config.max_position_embeddings);
+    let least = if wishes.context_limit.is_some() { context } else { context.min(MIN_CONTEXT) };
+    let block = kv_block_bytes(config);
+    let least_kv = least.div_ceil(KV_BLOCK) as u64 * block;
+    let free = ledger.free(Tier::Device);
+    let fewest_rows = wishes.max_seqs.max(MIN_BATCH_TOKENS.min(wishes.max_batch_tokens));
+    let mut rows = wishes.max_batch_tokens;
+    while rows > fewest_rows && working_bytes(config, rows).saturating_add(least_kv) > free {
+        rows = (rows / 2).max(fewest_rows);
+    }
+    let working = working_bytes(config, rows);
+    refuse_unless_it_fits(config, 0, working, least, ledger)?;
+    let limited = ledger.budget().limit(Tier::Device).is_some();
+    let default = if limited { free - working } else { DEFAULT_KV_BYTES.max(least_kv) };
+    let affordable = wishes.kv_bytes.unwrap_or(default).min(free - working) / block;
+    let useful = (wishes.max_seqs * context.div_ceil(KV_BLOCK)) as u64;
+    let blocks = affordable.min(useful).min(u64::from(u32::MAX)) as usize;
+    if blocks * KV_BLOCK < least {
+        let asked = wishes.kv_bytes.unwrap_or(default);
+        let what =
+            format!("a KV cache of {asked} bytes holds fewer than {least} tokens; it needs {least_kv} bytes");
+        return Err(Error::Config(what));
+    }
+    let context_limit = context.min(blocks * KV_BLOCK);
+    Ok(Grant { blocks, context_limit, max_batch_tokens: rows, working_bytes: working })
+}

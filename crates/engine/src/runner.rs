@@ -1,0 +1,161 @@
+//! Runs the model over one step's tokens.
+
+use crate::error::Error;
+use crate::kv::BlockTable;
+use crate::loader::LoadedModel;
+use burn::tensor::{Int, Tensor, TensorData};
+use hearth_kernels::paged::{KvCache, SequenceRows, attention_paged};
+use hearth_memory::{Charge, Kind, Tier};
+use hearth_model::{AttentionContext, AttentionSpec, RotaryTable, RowPosition};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Most rows of logits that exist at once: rows × vocabulary is far more than the model's other values.
+pub const HEAD_ROWS: usize = 64;
+
+/// A sequence's share of a forward pass.
+#[derive(Clone, Debug)]
+pub struct SequenceStep {
+    /// Tokens to compute, in order; not empty.
+    pub tokens: Vec<u32>,
+    /// Position of the first of them in its sequence. All before it are in the cache.
+    pub first_position: usize,
+    /// Tokens of the sequence's prompt: the least length dynamic RoPE scaling sees.
+    pub prompt: usize,
+    /// The sequence's KV blocks, at least up to its last token here.
+    pub table: BlockTable,
+    /// Which of `tokens` want the logits that follow them.
+    pub logits: Range<usize>,
+}
+
+/// Receives logits: index of the sequence in the step, index of the token in it, `[vocab]`.
+pub type EachRow<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
+
+/// Whatever turns tokens into logits, one step at a time.
+pub trait Forward {
+    /// Computes a step's tokens and hands over the logits asked for, in order.
+    fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow);
+}
+
+/// A resident model with its KV cache.
+pub struct Runner {
+    model: LoadedModel,
+    cache: KvCache,
+    /// KV cache and values between layers.
+    _charges: [Charge; 2],
+}
+
+impl Runner {
+    /// A model with `blocks` KV blocks and `working_bytes` for values between layers, charged to its ledger.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the budget does not hold them.
+    pub fn new(model: LoadedModel, blocks: usize, working_bytes: u64) -> Result<Self, Error> {
+        let c = model.config();
+        let bytes = KvCache::bytes(c.num_layers, blocks, c.num_kv_heads, c.head_dim) as u64;
+        let charges = [
+            model.ledger().charge(Tier::Device, Kind::KvCache, bytes)?,
+            model.ledger().charge(Tier::Device, Kind::Activations, working_bytes)?,
+        ];
+        let cache = KvCache::new(c.num_layers, blocks, c.num_kv_heads, c.head_dim);
+        Ok(Self { cache, model, _charges: charges })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &LoadedModel {
+        &self.model
+    }
+
+    /// Tokens through embedding and blocks: `[rows, d_model]`.
+    fn hidden(&mut self, step: &[SequenceStep]) -> Tensor<2> {
+        let parts = self.model.parts();
+        let ids: Vec<u32> = step.iter().flat_map(|s| s.tokens.iter().copied()).collect();
+        let rows: Vec<RowPosition> = step.iter().flat_map(SequenceStep::row_positions).collect();
+        let mut context = PagedContext {
+            cache: &mut self.cache,
+            sequences: sequence_rows(step),
+            rotary: Arc::new(parts.rope.table(&rows)),
+        };
+        let mut x = parts.embedding.forward(&ids);
+        for block in &parts.blocks {
+            x = block.forward(x, &mut context);
+        }
+        x
+    }
+}
+
+impl Forward for Runner {
+    fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow) {
+        let x = self.hidden(step);
+        let (parts, device) = (self.model.parts(), x.device());
+        for wanted in wanted_rows(step).chunks(HEAD_ROWS) {
+            let rows: Vec<i32> = wanted.iter().map(|w| w.row as i32).collect();
+            let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [wanted.len()]), &device);
+            let logits = parts.head.logits(x.clone().select(0, rows)).into_data();
+            let logits = logits.try_into_vec::<f32>().expect("inference runs in f32");
+            for (w, logits) in wanted.iter().zip(logits.chunks_exact(parts.config.vocab_size)) {
+                each(w.sequence, w.token, logits);
+            }
+        }
+    }
+}
+
+impl SequenceStep {
+    fn row_positions(&self) -> impl Iterator<Item = RowPosition> {
+        let prompt = self.prompt;
+        (self.first_position..self.first_position + self.tokens.len())
+            .map(move |p| RowPosition { position: p as u32, length: prompt.max(p + 1) as u32 })
+    }
+}
+
+/// Where each sequence's tokens lie among the rows of the pass.
+fn sequence_rows(step: &[SequenceStep]) -> Vec<SequenceRows> {
+    let mut end = 0;
+    let rows = |s: &SequenceStep| {
+        let start = end;
+        end += s.tokens.len();
+        SequenceRows { rows: start..end, first_position: s.first_position, table: s.table.clone() }
+    };
+    step.iter().map(rows).collect()
+}
+
+/// A row whose logits are asked for.
+struct WantedRow {
+    sequence: usize,
+    token: usize,
+    row: usize,
+}
+
+fn wanted_rows(step: &[SequenceStep]) -> Vec<WantedRow> {
+    let mut first = 0;
+    let mut wanted = Vec::new();
+    for (sequence, s) in step.iter().enumerate() {
+        wanted.extend(s.logits.clone().map(|token| WantedRow { sequence, token, row: first + token }));
+        first += s.tokens.len();
+    }
+    wanted
+}
+
+/// Attention that writes to and reads from the paged cache.
+struct PagedContext<'a> {
+    cache: &'a mut KvCache,
+    sequences: Vec<SequenceRows>,
+    rotary: Arc<RotaryTable>,
+}
+
+impl AttentionContext for PagedContext<'_> {
+    fn rotary(&self) -> &Arc<RotaryTable> {
+        &self.rotary
+    }
+
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        spec: AttentionSpec,
+    ) -> Tensor<3> {
+        attention_paged(q, k, v, self.cache, layer, &self.sequences, spec)
+    }
+}

@@ -1,0 +1,279 @@
+use super::*;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a test wants of one request.
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    prompt: usize,
+    max_tokens: usize,
+    /// Tokens after which it stops by itself.
+    stops_after: usize,
+}
+
+impl Wish {
+    fn new(prompt: usize, max_tokens: usize) -> Self {
+        Wish { prompt, max_tokens, stops_after: max_tokens }
+    }
+}
+
+/// Plays the engine: feeds plans back, checks every rule on the way.
+struct Play {
+    scheduler: Scheduler,
+    limits: Limits,
+    wishes: BTreeMap<RequestId, Wish>,
+    /// Positions computed and tokens generated, of live requests.
+    progress: BTreeMap<RequestId, (usize, usize)>,
+    next_id: RequestId,
+    /// In the order they first ran.
+    started: Vec<RequestId>,
+    finished: BTreeSet<RequestId>,
+}
+
+impl Play {
+    fn new(limits: Limits, blocks: usize, block_tokens: usize) -> Self {
+        Play {
+            scheduler: Scheduler::new(limits, blocks, block_tokens),
+            limits,
+            wishes: BTreeMap::new(),
+            progress: BTreeMap::new(),
+            next_id: 0,
+            started: Vec::new(),
+            finished: BTreeSet::new(),
+        }
+    }
+
+    fn enqueue(&mut self, wish: Wish) -> Option<RequestId> {
+        let id = self.next_id;
+        self.next_id += 1;
+        match self.scheduler.enqueue(id, wish.prompt, wish.max_tokens) {
+            Ok(()) => {
+                self.wishes.insert(id, wish);
+                self.progress.insert(id, (0, 0));
+                Some(id)
+            }
+            Err(full) => {
+                assert_eq!(full.waiting, self.limits.max_waiting);
+                None
+            }
+        }
+    }
+
+    fn cancel(&mut self, id: RequestId) {
+        self.scheduler.remove(id);
+        self.progress.remove(&id);
+        self.check_blocks();
+    }
+
+    /// One step. Returns how many tokens it held.
+    fn step(&mut self) -> usize {
+        let parts = self.scheduler.plan();
+        let tokens: usize = parts.iter().map(|p| p.positions.len()).sum();
+        assert!(tokens <= self.limits.max_batch_tokens);
+        assert!(parts.len() <= self.limits.max_seqs);
+        let is_decode = |p: &Part| p.positions.start >= self.wishes[&p.id].prompt;
+        assert!(parts.is_sorted_by_key(|p| !is_decode(p)), "decodes come first");
+        for part in parts {
+            self.feed(part);
+        }
+        self.check_blocks();
+        tokens
+    }
+
+    fn steps(&mut self, count: usize) {
+        for _ in 0..count {
+            self.step();
+        }
+    }
+
+    fn feed(&mut self, part: Part) {
+        let wish = self.wishes[&part.id];
+        let (computed, generated) = self.progress.get_mut(&part.id).expect("only live requests are planned");
+        assert_eq!(part.positions.start, *computed, "every position once, in order");
+        if *computed == 0 {
+            self.started.push(part.id);
+        }
+        *computed = part.positions.end;
+        assert!(
+            part.positions.end <= part.table.len() * self.scheduler.block_tokens,
+            "positions have blocks"
+        );
+        if *computed < wish.prompt {
+            return;
+        }
+        if *generated < wish.max_tokens {
+            *generated += 1;
+        }
+        if *generated >= wish.stops_after.min(wish.max_tokens) {
+            self.scheduler.remove(part.id);
+            self.progress.remove(&part.id);
+            self.finished.insert(part.id);
+        } else {
+            self.scheduler.append(part.id);
+        }
+    }
+
+    fn check_blocks(&self) {
+        let tables: Vec<u32> = self.scheduler.running.iter().flat_map(|s| s.table.iter().copied()).collect();
+        let distinct: BTreeSet<u32> = tables.iter().copied().collect();
+        assert_eq!(distinct.len(), tables.len(), "no block belongs to two sequences");
+        assert_eq!(tables.len(), self.scheduler.blocks.used(), "what runs is what is used");
+        assert!(self.scheduler.blocks.used() <= self.scheduler.blocks.total());
+        assert_eq!(self.scheduler.running() + self.scheduler.waiting(), self.progress.len());
+    }
+
+    /// Runs until nothing is left; every step must compute something.
+    fn finish(&mut self) {
+        while !self.progress.is_empty() {
+            assert!(self.step() > 0, "stuck with {:?}", self.scheduler);
+        }
+        assert_eq!(self.scheduler.blocks.used(), 0, "all blocks are back");
+        assert!(self.started.is_sorted(), "first come, first served: {:?}", self.started);
+    }
+}
+
+fn limits(max_seqs: usize, max_batch_tokens: usize, max_waiting: usize) -> Limits {
+    Limits { max_seqs, max_batch_tokens, max_waiting }
+}
+
+#[test]
+fn decodes_come_first_and_prompts_fill_the_rest_of_the_step() {
+    let mut play = Play::new(limits(4, 8, 9), 100, 4);
+    for prompt in [3, 4, 10] {
+        play.enqueue(Wish::new(prompt, 5));
+    }
+    let spans = |play: &mut Play| {
+        let parts = play.scheduler.plan();
+        let spans: Vec<_> = parts.iter().map(|p| (p.id, p.positions.clone())).collect();
+        parts.into_iter().for_each(|p| play.feed(p));
+        spans
+    };
+    assert_eq!(spans(&mut play), [(0, 0..3), (1, 0..4), (2, 0..1)]);
+    assert_eq!(spans(&mut play), [(0, 3..4), (1, 4..5), (2, 1..7)]);
+    assert_eq!(spans(&mut play), [(0, 4..5), (1, 5..6), (2, 7..10)]);
+    play.finish();
+}
+
+#[test]
+fn a_request_that_does_not_fit_yet_waits_and_is_not_overtaken() {
+    let mut play = Play::new(limits(4, 8, 9), 4, 4);
+    let big = play.enqueue(Wish::new(12, 1));
+    let bigger = play.enqueue(Wish::new(8, 4));
+    let small = play.enqueue(Wish::new(1, 1));
+    assert!(big.is_some() && bigger.is_some() && small.is_some());
+    assert_eq!((play.scheduler.running(), play.scheduler.waiting()), (1, 2), "the small one waits its turn");
+    play.finish();
+    assert_eq!(play.started, [0, 1, 2]);
+}
+
+#[test]
+fn cancelling_frees_blocks_for_the_next_in_line_at_once() {
+    let mut play = Play::new(limits(1, 8, 9), 4, 4);
+    let first = play.enqueue(Wish::new(8, 8)).expect("room");
+    let second = play.enqueue(Wish::new(8, 8)).expect("room");
+    let third = play.enqueue(Wish::new(1, 1)).expect("room");
+    play.step();
+    play.cancel(second);
+    play.cancel(first);
+    assert_eq!((play.scheduler.running(), play.scheduler.waiting()), (1, 0));
+    play.finish();
+    assert_eq!(play.started, [first, third]);
+    play.scheduler.remove(first);
+    assert_eq!(play.scheduler.blocks().used(), 0, "an unknown id changes nothing");
+}
+
+#[test]
+fn the_queue_is_bounded_by_those_that_really_wait() {
+    let mut play = Play::new(limits(2, 8, 1), 100, 4);
+    let taken: Vec<bool> = (0..5).map(|_| play.enqueue(Wish::new(1, 2)).is_some()).collect();
+    assert_eq!(taken, [true, true, true, false, false]);
+    let mut none = Play::new(limits(1, 8, 0), 100, 4);
+    assert!(none.enqueue(Wish::new(1, 2)).is_some(), "what can run at once does not wait");
+    assert!(none.enqueue(Wish::new(1, 2)).is_none());
+    play.finish();
+    none.finish();
+}
+
+/// Every schedule of up to three small requests, arriving and leaving at every possible step.
+#[test]
+fn every_small_schedule_finishes() {
+    let shapes = [(1, 0), (1, 1), (1, 3), (2, 2), (3, 1), (4, 0)];
+    let wish = |i: usize| Wish::new(shapes[i].0, shapes[i].1);
+    let mut schedules = 0;
+    for (seqs, tokens, blocks, block_tokens) in
+        [(1, 1, 4, 1), (2, 2, 4, 1), (2, 3, 5, 1), (3, 3, 6, 1), (2, 2, 2, 2), (3, 8, 3, 2), (2, 2, 1, 4)]
+    {
+        for code in 0..shapes.len().pow(3) * 3 * 3 * 8 {
+            let mut code = code;
+            let mut digit = |base: usize| (code % base, code /= base).0;
+            let kinds = [digit(shapes.len()), digit(shapes.len()), digit(shapes.len())];
+            let (pause_1, pause_2, cancel_at) = (digit(3), digit(3), digit(8));
+            let mut play = Play::new(limits(seqs, tokens, 3), blocks, block_tokens);
+            play.enqueue(wish(kinds[0]));
+            play.steps(pause_1);
+            play.enqueue(wish(kinds[1]));
+            play.steps(pause_2);
+            play.enqueue(wish(kinds[2]));
+            play.steps(cancel_at / 2);
+            // Half of the schedules lose a request on the way.
+            let cancelled = (cancel_at % 2 == 1).then_some((cancel_at / 2 % 3) as RequestId);
+            let alive = cancelled.is_some_and(|id| play.progress.contains_key(&id));
+            cancelled.into_iter().for_each(|id| play.cancel(id));
+            play.finish();
+            assert_eq!(play.finished.len(), 3 - usize::from(alive));
+            schedules += 1;
+        }
+    }
+    assert!(schedules > 100_000);
+}
+
+#[derive(Clone, Debug)]
+enum Move {
+    Enqueue(Wish),
+    Cancel(usize),
+    Step,
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let wish = (1..40usize, 0..24usize, 0..30usize).prop_map(|(prompt, max_tokens, stops_after)| Wish {
+        prompt,
+        max_tokens,
+        stops_after,
+    });
+    let one = prop_oneof![
+        4 => wish.prop_map(Move::Enqueue),
+        1 => (0..100usize).prop_map(Move::Cancel),
+        6 => Just(Move::Step),
+    ];
+    proptest::collection::vec(one, 1..120)
+}
+
+proptest! {
+    #[test]
+    fn any_load_is_served_in_order_within_all_limits(
+        moves in moves(),
+        max_seqs in 1..6usize,
+        spare_tokens in 0..20usize,
+        max_waiting in 0..5usize,
+        spare_blocks in 0..20usize,
+        block_tokens in 1..9usize,
+    ) {
+        let blocks = 64usize.div_ceil(block_tokens) + spare_blocks;
+        let mut play = Play::new(limits(max_seqs, max_seqs + spare_tokens, max_waiting), blocks, block_tokens);
+        for m in moves {
+            match m {
+                Move::Enqueue(wish) => {
+                    play.enqueue(wish);
+                }
+                Move::Cancel(n) => {
+                    let live: Vec<RequestId> = play.progress.keys().copied().collect();
+                    if let Some(id) = live.get(n % live.len().max(1)) {
+                        play.cancel(*id);
+                    }
+                }
+                Move::Step => play.steps(1),
+            }
+        }
+        play.finish();
+    }
+}

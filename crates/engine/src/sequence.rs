@@ -1,0 +1,175 @@
+//! One request on its way: its tokens, its sampler, and what it tells its caller.
+
+use crate::api::{Event, FinishReason, Generation, Request, TokenLogprobs};
+use crate::runner::SequenceStep;
+use crate::sampler::logprobs::LogSoftmax;
+use crate::sampler::{SampleError, Sampler};
+use crate::scheduler::Part;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+/// A request and what has become of it.
+pub struct Sequence {
+    /// Prompt and output.
+    tokens: Vec<u32>,
+    prompt: usize,
+    max_tokens: usize,
+    stop_tokens: Vec<u32>,
+    sampler: Sampler,
+    logprobs: Option<usize>,
+    scoring: Option<Scoring>,
+    /// What this step's logits led to, until the step is over.
+    chosen: Option<Result<Chosen, String>>,
+    /// Unbounded, yet never more than a prompt report and `max_tokens` events: a slow reader stops nobody.
+    events: UnboundedSender<Event>,
+    cancel: Arc<AtomicBool>,
+}
+
+/// Log-probabilities of the prompt, in the making.
+struct Scoring {
+    alternatives: usize,
+    rows: Vec<Option<TokenLogprobs>>,
+}
+
+struct Chosen {
+    token: u32,
+    logprobs: Option<TokenLogprobs>,
+}
+
+/// How a sequence left a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Still inside its prompt.
+    Prefilling,
+    /// One token longer.
+    Grew,
+    /// Over: after a last token, after a stop token or an exhausted prompt, or by failure.
+    Ended {
+        /// Whether a token was sent in this step.
+        grew: bool,
+        /// Whether it ended as it should.
+        finished: bool,
+    },
+}
+
+impl Sequence {
+    /// A sequence with the caller's end of it.
+    pub fn new(request: Request) -> (Self, Generation) {
+        let (events, receiver) = unbounded_channel();
+        let cancel = Arc::new(AtomicBool::new(false));
+        let sequence = Self {
+            sampler: Sampler::new(request.sampling, &request.prompt),
+            prompt: request.prompt.len(),
+            tokens: request.prompt,
+            max_tokens: request.max_tokens,
+            stop_tokens: request.stop_tokens,
+            logprobs: request.logprobs,
+            scoring: request.prompt_logprobs.map(|alternatives| Scoring { alternatives, rows: vec![None] }),
+            chosen: None,
+            events,
+            cancel: cancel.clone(),
+        };
+        (sequence, Generation { events: receiver, cancel })
+    }
+
+    /// Tokens of the prompt.
+    pub fn prompt(&self) -> usize {
+        self.prompt
+    }
+
+    /// Whether nobody waits for it any more.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Acquire) || self.events.is_closed()
+    }
+
+    /// Its tokens at the planned positions.
+    pub fn step(&self, part: Part) -> SequenceStep {
+        let Range { start, end } = part.positions;
+        SequenceStep {
+            tokens: self.tokens[start..end].to_vec(),
+            first_position: start,
+            prompt: self.prompt,
+            table: part.table,
+            logits: self.wanted(start, end),
+        }
+    }
+
+    /// Which tokens of `start..end` want logits, counted from `start`: those before a prompt token if the prompt
+    /// is scored, and the last one known if another is to be chosen.
+    fn wanted(&self, start: usize, end: usize) -> Range<usize> {
+        let chooses = end == self.tokens.len() && self.max_tokens > 0;
+        let scored = if self.scoring.is_some() { end.min(self.prompt - 1) } else { start };
+        let until = if chooses { end } else { scored.max(start) };
+        let from = if scored > start { start } else { until - usize::from(chooses) };
+        from - start..until - start
+    }
+
+    /// Takes the logits that follow the token at `position`.
+    pub fn take_logits(&mut self, position: usize, logits: &[f32]) {
+        if let Err(error) = self.read_logits(position, logits) {
+            let what = format!("the logits after token {position} cannot be used: {error}");
+            self.chosen.get_or_insert(Err(what));
+        }
+    }
+
+    fn read_logits(&mut self, position: usize, logits: &[f32]) -> Result<(), SampleError> {
+        let next = position + 1;
+        if next < self.prompt {
+            let scoring = self.scoring.as_mut().expect("asked for only to score the prompt");
+            scoring.rows.push(Some(LogSoftmax::new(logits)?.report(self.tokens[next], scoring.alternatives)));
+            return Ok(());
+        }
+        let token = self.sampler.choose(logits, next)?;
+        let logprobs = match self.logprobs {
+            Some(alternatives) => Some(LogSoftmax::new(logits)?.report(token, alternatives)),
+            None => None,
+        };
+        self.chosen.get_or_insert(Ok(Chosen { token, logprobs }));
+        Ok(())
+    }
+
+    /// Draws the conclusion of a step that computed everything before position `computed`, and tells the caller.
+    pub fn settle(&mut self, computed: usize) -> Outcome {
+        if let Some(Err(_)) = &self.chosen {
+            let what = self.chosen.take().and_then(Result::err).unwrap_or_default();
+            return self.fail(what);
+        }
+        if computed < self.prompt {
+            return Outcome::Prefilling;
+        }
+        if let Some(scoring) = self.scoring.take() {
+            self.send(Event::Prompt(scoring.rows));
+        }
+        let Some(Ok(Chosen { token, logprobs })) = self.chosen.take() else {
+            return self.finish(FinishReason::Length, false);
+        };
+        if self.stop_tokens.contains(&token) {
+            return self.finish(FinishReason::Stop, false);
+        }
+        self.tokens.push(token);
+        self.sampler.record(token);
+        self.send(Event::Token { id: token, logprobs });
+        match self.tokens.len() - self.prompt < self.max_tokens {
+            true => Outcome::Grew,
+            false => self.finish(FinishReason::Length, true),
+        }
+    }
+
+    /// Ends it with a sentence.
+    pub fn fail(&self, why: String) -> Outcome {
+        self.send(Event::Failed(why));
+        Outcome::Ended { grew: false, finished: false }
+    }
+
+    fn finish(&self, reason: FinishReason, grew: bool) -> Outcome {
+        self.send(Event::Finished { reason, cached_tokens: 0 });
+        Outcome::Ended { grew, finished: true }
+    }
+
+    /// A caller that is gone is noticed by [`Sequence::is_cancelled`].
+    fn send(&self, event: Event) {
+        self.events.send(event).ok();
+    }
+}
