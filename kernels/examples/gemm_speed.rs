@@ -9,7 +9,15 @@ fn main() {
         let mut times: Vec<f64> = (0..7)
             .map(|_| {
                 let start = Instant::now();
-                gemm(m, n, k, View::rows(Elems::F32(&a), k), View::transposed(Elems::F32(&b), k), &mut c, false);
+                gemm(
+                    m,
+                    n,
+                    k,
+                    View::rows(Elems::F32(&a), k),
+                    View::transposed(Elems::F32(&b), k),
+                    &mut c,
+                    false,
+                );
                 start.elapsed().as_secs_f64()
             })
             .collect();

@@ -4,6 +4,7 @@
 //! - this file: the ops as functions of [`Tensor`]s.
 //! - [`ops`]: the backend extension trait behind them; `autodiff`: hand-written backward passes; `flex`: the
 //!   CPU backend, calling the slice kernels.
+//! - [`paged`]: the KV cache and attention through it, for inference.
 //! - [`cpu`]: kernels on plain slices, each compiled for every instruction set from one source.
 //!
 //! # Invariants
@@ -16,6 +17,7 @@
 
 pub mod cpu;
 pub mod ops;
+pub mod paged;
 
 mod autodiff;
 mod flex;
@@ -35,12 +37,12 @@ pub fn rms_norm(x: Tensor<2>, w: Tensor<1>, eps: f32) -> Tensor<2> {
 
 /// `y = x·wᵀ`. `x`: `[rows, in]`, `w`: `[out, in]` → `[rows, out]`.
 pub fn linear(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
-    Tensor::from_dispatch(Dispatch::linear(x.into_dispatch(), w.into_dispatch()))
+    Tensor::from_dispatch(Dispatch::project(x.into_dispatch(), w.into_dispatch()))
 }
 
 /// [`linear`] with a frozen matrix in panel layout, dense or quantized. Differentiable in `x`.
 pub fn linear_packed(x: Tensor<2>, w: Arc<PackedMatrix>) -> Tensor<2> {
-    Tensor::from_dispatch(Dispatch::linear_packed(x.into_dispatch(), w))
+    Tensor::from_dispatch(Dispatch::project_packed(x.into_dispatch(), w))
 }
 
 /// Rotary position embedding of each head. `x`: `[rows, heads, head_dim]`; the table has a line per row.
@@ -64,7 +66,7 @@ pub fn attention(
     documents: Arc<[usize]>,
     spec: AttentionSpec,
 ) -> Tensor<3> {
-    Tensor::from_dispatch(Dispatch::attention(
+    Tensor::from_dispatch(Dispatch::causal_attention(
         q.into_dispatch(),
         k.into_dispatch(),
         v.into_dispatch(),
@@ -86,7 +88,7 @@ pub fn linear_cross_entropy_packed(h: Tensor<2>, w: Arc<PackedMatrix>, targets: 
 
 /// Rows `ids` of `w`: `[vocab, d]` → `[ids, d]`.
 pub fn embedding(w: Tensor<2>, ids: Arc<[u32]>) -> Tensor<2> {
-    Tensor::from_dispatch(Dispatch::embedding(w.into_dispatch(), ids))
+    Tensor::from_dispatch(Dispatch::gather_rows(w.into_dispatch(), ids))
 }
 
 /// Inverted dropout with a counter-based mask: element `(r, c)` is kept, scaled by `1/(1−p)`, when

@@ -6,7 +6,7 @@
 use crate::cpu::attention::AttentionSpec;
 use crate::cpu::packed::PackedMatrix;
 use crate::cpu::rope::RotaryTable;
-use burn::backend::{Autodiff, Backend, Flex, backend_extension, tensor::FloatTensor};
+use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 use std::sync::Arc;
 
 /// Fused ops a backend provides.
@@ -21,15 +21,15 @@ pub trait FusedOps: Backend {
         dy: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    fn linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn project(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
     /// `dx = dy·w`.
-    fn linear_backward_x(w: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn project_backward_x(w: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
     /// `dw = dyᵀ·x`.
-    fn linear_backward_w(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn project_backward_w(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    fn linear_packed(x: FloatTensor<Self>, w: Arc<PackedMatrix>) -> FloatTensor<Self>;
+    fn project_packed(x: FloatTensor<Self>, w: Arc<PackedMatrix>) -> FloatTensor<Self>;
     /// `dx = dy·w`.
-    fn linear_packed_backward(dy: FloatTensor<Self>, w: Arc<PackedMatrix>) -> FloatTensor<Self>;
+    fn project_packed_backward(dy: FloatTensor<Self>, w: Arc<PackedMatrix>) -> FloatTensor<Self>;
 
     /// `inverse` rotates the other way: the backward pass.
     fn rope(x: FloatTensor<Self>, table: Arc<RotaryTable>, inverse: bool) -> FloatTensor<Self>;
@@ -41,14 +41,14 @@ pub trait FusedOps: Backend {
         dy: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    fn attention(
+    fn causal_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         documents: Arc<[usize]>,
         spec: AttentionSpec,
     ) -> FloatTensor<Self>;
-    fn attention_backward(
+    fn causal_attention_backward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
@@ -82,9 +82,9 @@ pub trait FusedOps: Backend {
         targets: Arc<[i32]>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    fn embedding(w: FloatTensor<Self>, ids: Arc<[u32]>) -> FloatTensor<Self>;
+    fn gather_rows(w: FloatTensor<Self>, ids: Arc<[u32]>) -> FloatTensor<Self>;
     /// Rows of `dy` added, in their order, to the rows `ids` of a zero `[vocab, d]`.
-    fn embedding_backward(dy: FloatTensor<Self>, ids: Arc<[u32]>, vocab: usize) -> FloatTensor<Self>;
+    fn scatter_rows(dy: FloatTensor<Self>, ids: Arc<[u32]>, vocab: usize) -> FloatTensor<Self>;
 
     fn dropout(x: FloatTensor<Self>, p: f32, key: u64) -> FloatTensor<Self>;
 }

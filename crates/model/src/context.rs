@@ -53,7 +53,14 @@ impl AttentionContext for DocumentContext {
         &self.rotary
     }
 
-    fn attend(&mut self, _: usize, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, spec: AttentionSpec) -> Tensor<3> {
+    fn attend(
+        &mut self,
+        _: usize,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        spec: AttentionSpec,
+    ) -> Tensor<3> {
         attention(q, k, v, self.documents.clone(), spec)
     }
 }

@@ -23,7 +23,12 @@ pub struct RmsNorm {
 
 impl RmsNorm {
     /// Loads `{name}.weight` of length `len`.
-    pub fn load(w: &mut dyn WeightSource, name: &str, len: usize, config: &ModelConfig) -> Result<Self, Error> {
+    pub fn load(
+        w: &mut dyn WeightSource,
+        name: &str,
+        len: usize,
+        config: &ModelConfig,
+    ) -> Result<Self, Error> {
         Ok(Self { gain: w.norm(name, len)?, eps: config.rms_norm_eps })
     }
 

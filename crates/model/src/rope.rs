@@ -28,12 +28,27 @@ impl Rope {
             RopeScaling::Linear { factor } => base.iter().map(|f| f / *factor as f32).collect(),
             RopeScaling::Divisors(d) => base.iter().zip(d).map(|(f, d)| f / d).collect(),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => {
-                let band = |f| llama3(f, *factor, *low_freq_factor, *high_freq_factor, *original_max_position);
+                let band =
+                    |f| llama3(f, *factor, *low_freq_factor, *high_freq_factor, *original_max_position);
                 base.into_iter().map(band).collect()
             }
-            RopeScaling::Yarn { factor, original_max_position, beta_fast, beta_slow, attention_factor: a, truncate } => {
+            RopeScaling::Yarn {
+                factor,
+                original_max_position,
+                beta_fast,
+                beta_slow,
+                attention_factor: a,
+                truncate,
+            } => {
                 attention_factor = *a as f32;
-                let range = yarn_range(rope.theta, head_dim, *original_max_position, *beta_fast, *beta_slow, *truncate);
+                let range = yarn_range(
+                    rope.theta,
+                    head_dim,
+                    *original_max_position,
+                    *beta_fast,
+                    *beta_slow,
+                    *truncate,
+                );
                 yarn(&base, *factor, range)
             }
         };
@@ -43,7 +58,8 @@ impl Rope {
     /// cos and sin for each row.
     pub fn table(&self, rows: &[RowPosition]) -> RotaryTable {
         let half = self.head_dim / 2;
-        let (mut cos, mut sin) = (Vec::with_capacity(rows.len() * half), Vec::with_capacity(rows.len() * half));
+        let (mut cos, mut sin) =
+            (Vec::with_capacity(rows.len() * half), Vec::with_capacity(rows.len() * half));
         let mut stretched: Option<(u32, Vec<f32>)> = None;
         for row in rows {
             if stretched.as_ref().is_none_or(|(length, _)| *length != row.length) {
@@ -90,8 +106,9 @@ fn llama3(frequency: f32, factor: f64, low: f64, high: f64, original: usize) -> 
 
 /// Dimensions between which YaRN blends interpolation and extrapolation.
 fn yarn_range(theta: f64, d: usize, original: usize, fast: f64, slow: f64, truncate: bool) -> (f64, f64) {
-    let dimension =
-        |rotations: f64| d as f64 * (original as f64 / (rotations * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());
+    let dimension = |rotations: f64| {
+        d as f64 * (original as f64 / (rotations * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
+    };
     let (mut low, mut high) = (dimension(fast), dimension(slow));
     if truncate {
         (low, high) = (low.floor(), high.ceil());

@@ -1,8 +1,8 @@
 //! Where blocks get their layers from.
 
+use crate::Error;
 use crate::arch::Architecture;
 use crate::layers::{Linear, Matrix};
-use crate::Error;
 use burn::tensor::{Device, Tensor};
 
 /// Hands out layers by canonical (Hugging Face) name. Names come without the final `.weight` / `.bias`:

@@ -229,7 +229,14 @@ fn pack_from<T: Copy>(
 ///
 /// # Safety
 /// `c` points to `rows` rows of `columns` writable floats, `stride` apart, that nothing else touches.
-pub(crate) unsafe fn micro_tile(a: &[f32], b: &[f32], c: *mut f32, stride: usize, rows: usize, columns: usize) {
+pub(crate) unsafe fn micro_tile(
+    a: &[f32],
+    b: &[f32],
+    c: *mut f32,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+) {
     if rows == MR && columns == NR {
         // SAFETY: the full tile is the caller's promise.
         full_tile(a, b, unsafe { TileMut::new(c, stride) });
@@ -322,7 +329,9 @@ mod tests {
 
     #[test]
     fn product_is_the_chain_over_k_bit_for_bit_in_all_transpositions() {
-        for (m, n, k) in [(1, 1, 1), (1, 17, 5), (7, 33, 321), (6, 16, 320), (13, 50, 641), (3, 4100, 9), (5, 8, 0)] {
+        for (m, n, k) in
+            [(1, 1, 1), (1, 17, 5), (7, 33, 321), (6, 16, 320), (13, 50, 641), (3, 4100, 9), (5, 8, 0)]
+        {
             let (a, b, c0) = (values(m * k, 1), values(k * n, 2), values(m * n, 3));
             let (at, bt) = (transpose(m, k, &a), transpose(k, n, &b));
             let mut want = c0.clone();

@@ -2,10 +2,10 @@
 //! attention and a SwiGLU MLP; the members differ in biases, q/k-norm, windows, tying and RoPE scaling only.
 
 use super::{Architecture, Block, Family};
+use crate::Error;
 use crate::context::AttentionContext;
 use crate::layers::{Attention, Embedding, GatedMlp, Head, RmsNorm};
 use crate::source::WeightSource;
-use crate::Error;
 use burn::tensor::Tensor;
 use hearth_weights::config::ModelConfig;
 

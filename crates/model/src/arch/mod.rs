@@ -2,10 +2,10 @@
 
 mod llama;
 
+use crate::Error;
 use crate::context::AttentionContext;
 use crate::layers::{Embedding, Head};
 use crate::source::WeightSource;
-use crate::Error;
 use burn::tensor::Tensor;
 use hearth_weights::config::ModelConfig;
 

@@ -43,10 +43,7 @@ impl Attention {
             heads: c.num_heads,
             kv_heads: c.num_kv_heads,
             head_dim: c.head_dim,
-            spec: AttentionSpec {
-                scale: (c.head_dim as f32).powf(-0.5),
-                window: c.sliding_window[layer],
-            },
+            spec: AttentionSpec { scale: (c.head_dim as f32).powf(-0.5), window: c.sliding_window[layer] },
         })
     }
 

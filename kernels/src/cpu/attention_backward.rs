@@ -1,0 +1,235 @@
+//! Gradients of causal attention, recomputing the probabilities a block of query rows at a time.
+
+use super::attention::{AttentionSpec, Keys, combine, products, softmax};
+use super::kv::{KV_BLOCK, KvLayout};
+use super::simd::{LANES, fma, load, tree_sum};
+use crate::multiversion;
+use rayon::prelude::*;
+
+/// Query rows per block.
+const ROWS: usize = 16;
+
+/// Dimensions of a packed batch of documents.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    /// Query heads.
+    pub heads: usize,
+    /// KV heads and head width.
+    pub layout: KvLayout,
+}
+
+/// Inputs: `q`, `dy`: `[rows, heads, head_dim]`; `k`, `v`: `[rows, kv_heads, head_dim]`.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Rotated queries.
+    pub q: &'a [f32],
+    /// Rotated keys.
+    pub k: &'a [f32],
+    /// Values.
+    pub v: &'a [f32],
+    /// Upstream gradient.
+    pub dy: &'a [f32],
+}
+
+/// Gradients, shaped as the inputs; zero on entry.
+pub struct Gradients<'a> {
+    /// Of the queries.
+    pub dq: &'a mut [f32],
+    /// Of the keys.
+    pub dk: &'a mut [f32],
+    /// Of the values.
+    pub dv: &'a mut [f32],
+}
+
+/// Gradients of causal attention within documents of the given lengths.
+pub fn attend_backward(shape: Shape, documents: &[usize], spec: AttentionSpec, x: Inputs, g: Gradients) {
+    let kv_heads = shape.layout.kv_heads;
+    let mut start = 0;
+    let tasks: Vec<(usize, usize, usize)> = documents
+        .iter()
+        .flat_map(|&len| {
+            start += len;
+            (0..kv_heads).map(move |head| (start - len, len, head))
+        })
+        .collect();
+    let parts: Vec<Part> = tasks
+        .par_iter()
+        .with_max_len(1)
+        .map(|&(start, len, head)| part(shape, spec, x, start, len, head))
+        .collect();
+    for (&(start, len, head), part) in tasks.iter().zip(&parts) {
+        part.scatter(shape, start, len, head, g.dq, g.dk, g.dv);
+    }
+}
+
+/// Gradients of one KV head in one document: `dq`: `[len, group, head_dim]`; `dk`, `dv`: `[len, padded]`.
+struct Part {
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+impl Part {
+    #[allow(clippy::too_many_arguments)]
+    fn scatter(
+        &self,
+        s: Shape,
+        start: usize,
+        len: usize,
+        head: usize,
+        dq: &mut [f32],
+        dk: &mut [f32],
+        dv: &mut [f32],
+    ) {
+        let (d, padded, kv_heads) = (s.layout.head_dim, s.layout.padded(), s.layout.kv_heads);
+        let width = s.heads / kv_heads * d;
+        for i in 0..len {
+            let unit = (start + i) * kv_heads + head;
+            dq[unit * width..][..width].copy_from_slice(&self.dq[i * width..][..width]);
+            dk[unit * d..][..d].copy_from_slice(&self.dk[i * padded..][..d]);
+            dv[unit * d..][..d].copy_from_slice(&self.dv[i * padded..][..d]);
+        }
+    }
+}
+
+fn part(shape: Shape, spec: AttentionSpec, x: Inputs, start: usize, len: usize, head: usize) -> Part {
+    let one = KvLayout { kv_heads: 1, head_dim: shape.layout.head_dim };
+    let (d, kv_heads) = (one.head_dim, shape.layout.kv_heads);
+    let gather = |x: &[f32]| -> Vec<f32> {
+        (start..start + len).flat_map(|i| x[(i * kv_heads + head) * d..][..d].iter().copied()).collect()
+    };
+    let (k, v) = (gather(x.k), gather(x.v));
+    let table: Vec<u32> = (0..len.div_ceil(KV_BLOCK) as u32).collect();
+    // The same layout twice: keys transposed beside values, and values transposed beside keys.
+    let (mut kv, mut vk) =
+        (vec![0.0; table.len() * one.block_len()], vec![0.0; table.len() * one.block_len()]);
+    one.write(&mut kv, &table, 0, &k, &v);
+    one.write(&mut vk, &table, 0, &v, &k);
+    let group = shape.heads / kv_heads;
+    let mut out = Part {
+        dq: vec![0.0; len * group * d],
+        dk: vec![0.0; len * one.padded()],
+        dv: vec![0.0; len * one.padded()],
+    };
+    let mut scratch = Scratch::default();
+    for first in (0..len).step_by(ROWS) {
+        let rows = ROWS.min(len - first);
+        let seen = spec.keys(first).start..first + rows;
+        let blocks = Keys::blocks_of(&seen);
+        let keys = |data| Keys { layout: one, data, table: &table, head: 0, blocks: blocks.clone() };
+        for g in 0..group {
+            let at = |i: usize| ((start + first + i) * kv_heads + head) * group * d + g * d;
+            scratch.load(rows, d, one.padded(), |i| (&x.q[at(i)..][..d], &x.dy[at(i)..][..d]));
+            let block = Rows { first, count: rows, spec, group, g };
+            row_block(&keys(&kv), &keys(&vk), block, &mut scratch, &mut out);
+        }
+    }
+    out
+}
+
+/// A block of query rows of one head.
+#[derive(Clone, Copy)]
+struct Rows {
+    first: usize,
+    count: usize,
+    spec: AttentionSpec,
+    group: usize,
+    g: usize,
+}
+
+/// Queries and upstream gradients of a row block, `[ROWS, padded]`, and its lines of probabilities.
+#[derive(Default)]
+struct Scratch {
+    q: Vec<f32>,
+    dy: Vec<f32>,
+    p: Vec<f32>,
+    ds: Vec<f32>,
+}
+
+impl Scratch {
+    fn load<'a>(
+        &mut self,
+        rows: usize,
+        d: usize,
+        padded: usize,
+        row: impl Fn(usize) -> (&'a [f32], &'a [f32]),
+    ) {
+        for buffer in [&mut self.q, &mut self.dy] {
+            buffer.clear();
+            buffer.resize(ROWS * padded, 0.0);
+        }
+        for i in 0..rows {
+            let (q, dy) = row(i);
+            self.q[i * padded..][..d].copy_from_slice(q);
+            self.dy[i * padded..][..d].copy_from_slice(dy);
+        }
+    }
+}
+
+multiversion! {
+    fn row_block(kv: &Keys, vk: &Keys, rows: Rows, scratch: &mut Scratch, out: &mut Part) {
+        let (line, padded) = (kv.line(), kv.layout.padded());
+        scratch.p.resize(ROWS * line, 0.0);
+        scratch.ds.resize(ROWS * line, 0.0);
+        for i in (0..ROWS).step_by(4) {
+            let (q, dy) = (&scratch.q[i * padded..], &scratch.dy[i * padded..]);
+            products::<4>(kv, std::array::from_fn(|h| &q[h * padded..][..padded]), &mut scratch.p[i * line..]);
+            products::<4>(vk, std::array::from_fn(|h| &dy[h * padded..][..padded]), &mut scratch.ds[i * line..]);
+        }
+        for i in 0..rows.count {
+            let range = rows.spec.keys(rows.first + i);
+            let (p, ds) = (&mut scratch.p[i * line..][..line], &mut scratch.ds[i * line..][..line]);
+            let inverse = 1.0 / softmax(kv, &range, rows.spec.scale, p);
+            score_gradients(p, ds, inverse, rows.spec.scale);
+        }
+        query_gradients(vk, rows, &scratch.ds, out);
+        let seen = rows.spec.keys(rows.first).start..rows.first + rows.count;
+        let first = kv.blocks.start * KV_BLOCK;
+        for j in seen {
+            rank_update(&scratch.ds[j - first..], line, rows.count, &scratch.q, &mut out.dk[j * padded..][..padded]);
+            rank_update(&scratch.p[j - first..], line, rows.count, &scratch.dy, &mut out.dv[j * padded..][..padded]);
+        }
+    }
+}
+
+/// `p ← p·inverse`, `ds ← p·(dp − Σ p·dp)·scale` where `ds` holds `dp` on entry.
+#[inline(always)]
+fn score_gradients(p: &mut [f32], ds: &mut [f32], inverse: f32, scale: f32) {
+    let mut sum = [0.0; LANES];
+    for (p, dp) in p.chunks_exact_mut(LANES).zip(ds.chunks_exact(LANES)) {
+        for i in 0..LANES {
+            p[i] *= inverse;
+        }
+        sum = fma(load(p), load(dp), sum);
+    }
+    let sum = tree_sum(sum);
+    for (p, ds) in p.iter().zip(ds) {
+        *ds = p * (*ds - sum) * scale;
+    }
+}
+
+/// `dq_i = Σ_j ds_ij · k_j`.
+#[inline(always)]
+fn query_gradients(vk: &Keys, rows: Rows, ds: &[f32], out: &mut Part) {
+    let (d, line) = (vk.layout.head_dim, vk.line());
+    for i in 0..rows.count {
+        let dq = &mut out.dq[((rows.first + i) * rows.group + rows.g) * d..][..d];
+        combine::<1>(vk, &rows.spec.keys(rows.first + i), &ds[i * line..], |_, lane, sums| {
+            let count = LANES.min(d - lane);
+            dq[lane..][..count].copy_from_slice(&sums[..count]);
+        });
+    }
+}
+
+/// `acc += Σ_i w[i·line] · x_i` over the rows of the block, in order.
+#[inline(always)]
+fn rank_update(w: &[f32], line: usize, rows: usize, x: &[f32], acc: &mut [f32]) {
+    let padded = acc.len();
+    for (lane, acc) in acc.chunks_exact_mut(LANES).enumerate() {
+        let mut sums = load(acc);
+        for i in 0..rows {
+            sums = fma([w[i * line]; LANES], load(&x[i * padded + lane * LANES..]), sums);
+        }
+        acc.copy_from_slice(&sums);
+    }
+}

@@ -1,0 +1,137 @@
+//! Row-wise and elementwise kernels: RMSNorm, SwiGLU, dropout, embedding gradient.
+
+use super::rows_per_task;
+use super::simd::{dot, sigmoid};
+use crate::multiversion;
+use rayon::prelude::*;
+
+/// `y = x · r · w` with `r = 1/sqrt(mean(x²)+eps)`, row by row. `x`, `y`: `[rows, d]`, `w`: `[d]`.
+pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+    let d = w.len();
+    let task = d * rows_per_task(x.len() / d, d);
+    y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| rms_norm_rows(x, w, eps, y));
+}
+
+multiversion! {
+    fn rms_norm_rows(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+        for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
+            let r = inverse_rms(x, eps);
+            for i in 0..w.len() {
+                y[i] = x[i] * r * w[i];
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
+}
+
+/// Gradients of [`rms_norm`]: `dx` `[rows, d]` and `dw` `[d]`, the latter summed over rows in order.
+pub fn rms_norm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+    let d = w.len();
+    let task = d * rows_per_task(x.len() / d, d);
+    dx.par_chunks_mut(task)
+        .zip(x.par_chunks(task).zip(dy.par_chunks(task)))
+        .for_each(|(dx, (x, dy))| rms_norm_dx(x, w, eps, dy, dx));
+    rms_norm_dw(x, eps, dy, dw);
+}
+
+multiversion! {
+    fn rms_norm_dx(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
+        let d = w.len();
+        let mut g = vec![0.0; d];
+        for ((x, dy), dx) in x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)) {
+            let r = inverse_rms(x, eps);
+            for i in 0..d {
+                g[i] = dy[i] * w[i];
+            }
+            let k = dot(&g, x) * r * r * r / d as f32;
+            for i in 0..d {
+                dx[i] = g[i] * r - x[i] * k;
+            }
+        }
+    }
+}
+
+multiversion! {
+    fn rms_norm_dw(x: &[f32], eps: f32, dy: &[f32], dw: &mut [f32]) {
+        let d = dw.len();
+        for (x, dy) in x.chunks_exact(d).zip(dy.chunks_exact(d)) {
+            let r = inverse_rms(x, eps);
+            for i in 0..d {
+                dw[i] = (dy[i] * x[i]).mul_add(r, dw[i]);
+            }
+        }
+    }
+}
+
+/// `y = silu(gate) · up`.
+pub fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    let task = rows_per_task(y.len(), 1);
+    y.par_chunks_mut(task)
+        .zip(gate.par_chunks(task).zip(up.par_chunks(task)))
+        .for_each(|(y, (gate, up))| swiglu_chunk(gate, up, y));
+}
+
+multiversion! {
+    fn swiglu_chunk(gate: &[f32], up: &[f32], y: &mut [f32]) {
+        for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
+            *y = g * sigmoid(*g) * u;
+        }
+    }
+}
+
+/// Gradients of [`swiglu`].
+pub fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    let task = rows_per_task(dy.len(), 1);
+    dgate
+        .par_chunks_mut(task)
+        .zip(dup.par_chunks_mut(task))
+        .zip(gate.par_chunks(task).zip(up.par_chunks(task)).zip(dy.par_chunks(task)))
+        .for_each(|((dgate, dup), ((gate, up), dy))| swiglu_backward_chunk(gate, up, dy, dgate, dup));
+}
+
+multiversion! {
+    fn swiglu_backward_chunk(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+        for i in 0..dy.len() {
+            let s = sigmoid(gate[i]);
+            dup[i] = dy[i] * gate[i] * s;
+            dgate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
+        }
+    }
+}
+
+/// Inverted dropout of a `[rows, columns]` matrix; see [`crate::dropout`].
+pub fn dropout(x: &[f32], columns: usize, p: f32, key: u64, y: &mut [f32]) {
+    let scale = 1.0 / (1.0 - p);
+    let threshold = (p as f64 * (1u64 << 32) as f64) as u64;
+    let rows = rows_per_task(x.len() / columns, columns);
+    y.par_chunks_mut(rows * columns).zip(x.par_chunks(rows * columns)).enumerate().for_each(
+        |(task, (y, x))| {
+            let first = (task * rows * columns) as u64;
+            for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
+                let kept = mix(key, first + i as u64) >> 32 >= threshold;
+                *y = if kept { x * scale } else { 0.0 };
+            }
+        },
+    );
+}
+
+/// SplitMix64 (Steele et al. 2014) of a key and a counter.
+fn mix(key: u64, counter: u64) -> u64 {
+    let mut z = key.wrapping_add(counter.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// Adds row `i` of `dy` to row `ids[i]` of `dw`, in order. `dy`: `[ids, d]`, `dw`: `[vocab, d]`.
+pub fn embedding_backward(dy: &[f32], ids: &[u32], d: usize, dw: &mut [f32]) {
+    for (dy, &id) in dy.chunks_exact(d).zip(ids) {
+        for (w, g) in dw[id as usize * d..][..d].iter_mut().zip(dy) {
+            *w += g;
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Rotary position embedding.
+
+use super::rows_per_task;
+use crate::multiversion;
+use rayon::prelude::*;
+
+/// cos and sin of every row's angles: `[rows, head_dim/2]` each.
+#[derive(Debug)]
+pub struct RotaryTable {
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl RotaryTable {
+    /// `half = head_dim / 2`; `cos` and `sin` hold a line of `half` per row.
+    pub fn new(half: usize, cos: Vec<f32>, sin: Vec<f32>) -> Self {
+        assert!(
+            cos.len() == sin.len() && cos.len().is_multiple_of(half.max(1)),
+            "rotary table lines of {half}"
+        );
+        Self { half, cos, sin }
+    }
+
+    /// Rows the table serves.
+    pub fn rows(&self) -> usize {
+        self.cos.len() / self.half.max(1)
+    }
+
+    /// Pairs per head.
+    pub fn half(&self) -> usize {
+        self.half
+    }
+
+    /// All cosines, `[rows, head_dim/2]`.
+    pub fn cos(&self) -> &[f32] {
+        &self.cos
+    }
+
+    /// All sines, `[rows, head_dim/2]`.
+    pub fn sin(&self) -> &[f32] {
+        &self.sin
+    }
+}
+
+/// Rotates every head of `x`: `[rows, heads, head_dim]`; the other way if `inverse`.
+pub fn rope(x: &[f32], heads: usize, table: &RotaryTable, inverse: bool, y: &mut [f32]) {
+    let width = heads * table.half * 2;
+    assert_eq!(x.len(), table.rows() * width, "rope: rows of x and of the table differ");
+    let rows = rows_per_task(table.rows(), width);
+    y.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).enumerate().for_each(|(task, (y, x))| {
+        let lines = task * rows * table.half..;
+        rotate(x, heads, table.half, &table.cos[lines.clone()], &table.sin[lines], inverse, y);
+    });
+}
+
+multiversion! {
+    fn rotate(x: &[f32], heads: usize, half: usize, cos: &[f32], sin: &[f32], inverse: bool, y: &mut [f32]) {
+        let sign = if inverse { -1.0 } else { 1.0 };
+        for (i, (x, y)) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)).enumerate() {
+            let line = i / heads * half;
+            let (cos, sin) = (&cos[line..][..half], &sin[line..][..half]);
+            let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));
+            for j in 0..half {
+                let s = sign * sin[j];
+                y1[j] = x1[j] * cos[j] - x2[j] * s;
+                y2[j] = x2[j] * cos[j] + x1[j] * s;
+            }
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Every op's value and gradients against f64 references: the formula evaluated in f64, differentiated by
+//! central differences.
+
+use burn::tensor::{Device, Tensor};
+use hearth_kernels as kernels;
+use hearth_kernels::{AttentionSpec, PackedMatrix, RotaryTable};
+use std::sync::Arc;
+
+fn values(n: usize, seed: u32) -> Vec<f32> {
+    let mut s = seed.wrapping_mul(2_654_435_761);
+    (0..n)
+        .map(|_| {
+            s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (s >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn tracked<const D: usize>(x: &[f32], shape: [usize; D]) -> Tensor<D> {
+    Tensor::<1>::from_floats(x, &Device::flex()).reshape(shape).autodiff().require_grad()
+}
+
+fn floats<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    x.into_data().try_into_vec::<f32>().unwrap()
+}
+
+/// Central differences of `f(x)·c` with respect to each element of `x[which]`.
+fn numeric(f: &dyn Fn(&[Vec<f64>]) -> Vec<f64>, x: &[Vec<f64>], which: usize, c: &[f64]) -> Vec<f64> {
+    let h = 1e-5;
+    (0..x[which].len())
+        .map(|i| {
+            let at = |delta: f64| -> f64 {
+                let mut x = x.to_vec();
+                x[which][i] += delta;
+                f(&x).iter().zip(c).map(|(a, b)| a * b).sum()
+            };
+            (at(h) - at(-h)) / (2.0 * h)
+        })
+        .collect()
+}
+
+fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    let norm = want.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-3);
+    let error = got.iter().zip(want).map(|(a, b)| (*a as f64 - b).powi(2)).sum::<f64>().sqrt();
+    assert!(error <= tolerance * norm, "{what}: relative error {:e}", error / norm);
+}
+
+/// Checks value and gradients of an op with inputs of the given sizes. `run` gets the inputs and the upstream
+/// gradient and returns the value and the gradients.
+fn check(
+    name: &str,
+    sizes: &[usize],
+    reference: &dyn Fn(&[Vec<f64>]) -> Vec<f64>,
+    run: &dyn Fn(&[Vec<f32>], &[f32]) -> (Vec<f32>, Vec<Vec<f32>>),
+) {
+    let inputs: Vec<Vec<f32>> = sizes.iter().enumerate().map(|(i, &n)| values(n, i as u32 + 1)).collect();
+    let wide: Vec<Vec<f64>> = inputs.iter().map(|x| x.iter().map(|v| *v as f64).collect()).collect();
+    let want = reference(&wide);
+    let upstream = values(want.len(), 99);
+    let upstream_wide: Vec<f64> = upstream.iter().map(|v| *v as f64).collect();
+    let (value, gradients) = run(&inputs, &upstream);
+    assert_close(name, &value, &want, 2e-6);
+    for (i, gradient) in gradients.iter().enumerate() {
+        let want = numeric(reference, &wide, i, &upstream_wide);
+        assert_close(&format!("{name}: gradient of input {i}"), gradient, &want, 1e-5);
+    }
+}
+
+/// Backward pass of `y` for an upstream gradient.
+fn backward<const D: usize>(y: Tensor<D>, upstream: &[f32]) -> (Vec<f32>, burn::tensor::Gradients) {
+    let shape = y.dims();
+    let c = Tensor::<1>::from_floats(upstream, &Device::flex()).reshape(shape);
+    (floats(y.clone().inner()), (y * Tensor::from_inner(c)).sum().backward())
+}
+
+#[test]
+fn rms_norm_matches_f64() {
+    for (rows, d) in [(1, 8), (5, 17), (3, 64)] {
+        let reference = move |x: &[Vec<f64>]| -> Vec<f64> {
+            x[0].chunks(d)
+                .flat_map(|row| {
+                    let r = 1.0 / (row.iter().map(|v| v * v).sum::<f64>() / d as f64 + 1e-5).sqrt();
+                    row.iter().zip(&x[1]).map(move |(v, w)| v * r * w).collect::<Vec<_>>()
+                })
+                .collect()
+        };
+        check("rms_norm", &[rows * d, d], &reference, &|x, c| {
+            let (a, w) = (tracked(&x[0], [rows, d]), tracked(&x[1], [d]));
+            let (y, mut g) = backward(kernels::rms_norm(a.clone(), w.clone(), 1e-5), c);
+            (y, vec![floats(a.grad_remove(&mut g).unwrap()), floats(w.grad_remove(&mut g).unwrap())])
+        });
+    }
+}
+
+fn product(x: &[f64], w: &[f64], k: usize) -> Vec<f64> {
+    x.chunks(k).flat_map(|x| w.chunks(k).map(move |w| x.iter().zip(w).map(|(a, b)| a * b).sum())).collect()
+}
+
+#[test]
+fn linear_matches_f64() {
+    for (m, n, k) in [(1, 3, 5), (7, 19, 33)] {
+        check("linear", &[m * k, n * k], &|x| product(&x[0], &x[1], k), &|x, c| {
+            let (a, w) = (tracked(&x[0], [m, k]), tracked(&x[1], [n, k]));
+            let (y, mut g) = backward(kernels::linear(a.clone(), w.clone()), c);
+            (y, vec![floats(a.grad_remove(&mut g).unwrap()), floats(w.grad_remove(&mut g).unwrap())])
+        });
+    }
+}
+
+#[test]
+fn packed_linear_matches_f64_and_equals_linear_bit_for_bit() {
+    let (m, n, k) = (5, 21, 40);
+    let w = values(n * k, 2);
+    let wide: Vec<f64> = w.iter().map(|v| *v as f64).collect();
+    check("linear_packed", &[m * k], &|x| product(&x[0], &wide, k), &|x, c| {
+        let packed = Arc::new(PackedMatrix::from_f32(n, k, &w));
+        let run = |f: &dyn Fn(Tensor<2>) -> Tensor<2>| {
+            let a = tracked(&x[0], [m, k]);
+            let (y, mut g) = backward(f(a.clone()), c);
+            (y, vec![floats(a.grad_remove(&mut g).unwrap())])
+        };
+        let dense = Tensor::<1>::from_floats(w.as_slice(), &Device::flex()).reshape([n, k]);
+        let got = run(&|a| kernels::linear_packed(a, packed.clone()));
+        assert_eq!(got, run(&|a| kernels::linear(a, Tensor::from_inner(dense.clone()))));
+        got
+    });
+}
+
+#[test]
+fn rope_matches_f64() {
+    let (rows, heads, half) = (4, 3, 5);
+    let angles = values(rows * half, 50);
+    let table = |f: fn(f64) -> f64| angles.iter().map(|a| f(*a as f64) as f32).collect::<Vec<_>>();
+    let rotary = Arc::new(RotaryTable::new(half, table(f64::cos), table(f64::sin)));
+    let reference = |x: &[Vec<f64>]| -> Vec<f64> {
+        let mut y = x[0].clone();
+        for (i, (y, x)) in y.chunks_mut(2 * half).zip(x[0].chunks(2 * half)).enumerate() {
+            for j in 0..half {
+                let angle = i / heads * half + j;
+                let (c, s) = (rotary.cos()[angle] as f64, rotary.sin()[angle] as f64);
+                y[j] = x[j] * c - x[j + half] * s;
+                y[j + half] = x[j + half] * c + x[j] * s;
+            }
+        }
+        y
+    };
+    check("rope", &[rows * heads * half * 2], &reference, &|x, c| {
+        let a = tracked(&x[0], [rows, heads, 2 * half]);
+        let (y, mut g) = backward(kernels::rope(a.clone(), rotary.clone()), c);
+        (y, vec![floats(a.grad_remove(&mut g).unwrap())])
+    });
+}
+
+#[test]
+fn swiglu_matches_f64() {
+    let reference = |x: &[Vec<f64>]| -> Vec<f64> {
+        x[0].iter().zip(&x[1]).map(|(g, u)| 3.0 * g / (1.0 + (-3.0 * g).exp()) * u).collect()
+    };
+    check("swiglu", &[6 * 11, 6 * 11], &reference, &|x, c| {
+        let (g0, u) = (tracked(&x[0], [6, 11]), tracked(&x[1], [6, 11]));
+        let (y, mut g) = backward(kernels::swiglu(g0.clone() * 3.0, u.clone()), c);
+        (y, vec![floats(g0.grad_remove(&mut g).unwrap()), floats(u.grad_remove(&mut g).unwrap())])
+    });
+}
+
+/// Plain attention in f64; `x` = q, k, v.
+fn attention_f64(
+    x: &[Vec<f64>],
+    heads: usize,
+    kv_heads: usize,
+    d: usize,
+    documents: &[usize],
+    spec: AttentionSpec,
+) -> Vec<f64> {
+    let mut y = vec![0.0; x[0].len()];
+    let mut start = 0;
+    for &len in documents {
+        for i in 0..len {
+            for h in 0..heads {
+                let q = &x[0][((start + i) * heads + h) * d..][..d];
+                let kv = |j: usize| ((start + j) * kv_heads + h * kv_heads / heads) * d;
+                let seen = spec.keys(i);
+                let scores: Vec<f64> = seen
+                    .clone()
+                    .map(|j| {
+                        q.iter().zip(&x[1][kv(j)..]).map(|(a, b)| a * b).sum::<f64>() * spec.scale as f64
+                    })
+                    .collect();
+                let max = scores.iter().copied().fold(f64::MIN, f64::max);
+                let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+                for (j, s) in seen.zip(&scores) {
+                    let p = (s - max).exp() / sum;
+                    for c in 0..d {
+                        y[((start + i) * heads + h) * d + c] += p * x[2][kv(j) + c];
+                    }
+                }
+            }
+        }
+        start += len;
+    }
+    y
+}
+
+#[test]
+fn attention_matches_f64_for_groups_windows_and_documents() {
+    let cases: [(usize, usize, usize, &[usize], Option<usize>); 6] = [
+        (1, 1, 4, &[1], None),
+        (2, 2, 8, &[19], None),
+        (3, 1, 6, &[5, 18], None),
+        (6, 2, 4, &[35], Some(7)),
+        (5, 1, 20, &[17, 1, 3], Some(16)),
+        (4, 4, 16, &[33], Some(1)),
+    ];
+    for (heads, kv_heads, d, documents, window) in cases {
+        let rows: usize = documents.iter().sum();
+        let spec = AttentionSpec { scale: 0.7, window };
+        let reference = |x: &[Vec<f64>]| attention_f64(x, heads, kv_heads, d, documents, spec);
+        let name =
+            format!("attention {heads}/{kv_heads} heads of {d}, documents {documents:?}, window {window:?}");
+        check(&name, &[rows * heads * d, rows * kv_heads * d, rows * kv_heads * d], &reference, &|x, c| {
+            let q = tracked(&x[0], [rows, heads, d]);
+            let (k, v) = (tracked(&x[1], [rows, kv_heads, d]), tracked(&x[2], [rows, kv_heads, d]));
+            let y = kernels::attention(q.clone(), k.clone(), v.clone(), documents.into(), spec);
+            let (y, mut g) = backward(y, c);
+            let gradients = [q, k, v].map(|x| floats(x.grad_remove(&mut g).unwrap()));
+            (y, gradients.into())
+        });
+    }
+}
+
+#[test]
+fn cross_entropy_matches_f64_dense_and_packed() {
+    let (rows, d, vocab) = (6, 10, 37);
+    let targets: Vec<i32> = vec![3, -100, 36, 0, -1, 12];
+    let reference = |x: &[Vec<f64>]| -> Vec<f64> {
+        let logits = product(&x[0], &x[1], d);
+        let nll = |(row, &t): (&[f64], &i32)| match t {
+            0.. => row.iter().map(|v| v.exp()).sum::<f64>().ln() - row[t as usize],
+            _ => 0.0,
+        };
+        vec![logits.chunks(vocab).zip(&targets).map(nll).sum()]
+    };
+    check("linear_cross_entropy", &[rows * d, vocab * d], &reference, &|x, c| {
+        let (h, w) = (tracked(&x[0], [rows, d]), tracked(&x[1], [vocab, d]));
+        let t: Arc<[i32]> = targets.clone().into();
+        let (y, mut g) = backward(kernels::linear_cross_entropy(h.clone(), w.clone(), t.clone()), c);
+        let dh = floats(h.grad_remove(&mut g).unwrap());
+        let packed = Arc::new(PackedMatrix::from_f32(vocab, d, &x[1]));
+        let h = tracked(&x[0], [rows, d]);
+        let (y2, mut g2) = backward(kernels::linear_cross_entropy_packed(h.clone(), packed, t), c);
+        assert_eq!((&y, &dh), (&y2, &floats(h.grad_remove(&mut g2).unwrap())), "packed equals dense");
+        (y, vec![dh, floats(w.grad_remove(&mut g).unwrap())])
+    });
+}
+
+#[test]
+fn embedding_gathers_rows_and_adds_gradients_of_repeated_ids() {
+    let ids: Arc<[u32]> = Arc::new([4, 0, 4, 2]);
+    let reference = |x: &[Vec<f64>]| ids.iter().flat_map(|&i| x[0][i as usize * 3..][..3].to_vec()).collect();
+    check("embedding", &[5 * 3], &reference, &|x, c| {
+        let w = tracked(&x[0], [5, 3]);
+        let (y, mut g) = backward(kernels::embedding(w.clone(), ids.clone()), c);
+        (y, vec![floats(w.grad_remove(&mut g).unwrap())])
+    });
+}
+
+#[test]
+fn dropout_keeps_its_share_repeats_its_mask_and_passes_gradients_through_it() {
+    let x = vec![1.0; 64 * 100];
+    let a = tracked(&x, [64, 100]);
+    let (y, mut g) = backward(kernels::dropout(a.clone(), 0.25, 7), &x);
+    let kept = y.iter().filter(|v| **v != 0.0).count() as f64 / y.len() as f64;
+    assert!((kept - 0.75).abs() < 0.03, "kept {kept}");
+    assert!(y.iter().all(|v| *v == 0.0 || (*v - 1.0 / 0.75).abs() < 1e-6));
+    assert_eq!(floats(a.grad_remove(&mut g).unwrap()), y);
+    assert_eq!(floats(kernels::dropout(tracked(&x, [64, 100]), 0.25, 7).inner()), y);
+    assert_ne!(floats(kernels::dropout(tracked(&x, [64, 100]), 0.25, 8).inner()), y);
+}
+
+#[test]
+fn bf16_inputs_give_bf16_results_within_one_rounding() {
+    use burn::tensor::DType;
+    let (m, n, k) = (4, 6, 32);
+    let (x, w) = (tracked(&values(m * k, 1), [m, k]).inner(), tracked(&values(n * k, 2), [n, k]).inner());
+    let (x16, w16) = (x.cast(DType::BF16), w.cast(DType::BF16));
+    let exact = floats(kernels::linear(x16.clone().cast(DType::F32), w16.clone().cast(DType::F32)));
+    let y = kernels::linear(x16, w16);
+    assert_eq!(y.dtype(), DType::BF16);
+    for (got, want) in floats(y.cast(DType::F32)).iter().zip(&exact) {
+        assert!((got - want).abs() <= want.abs() / 256.0, "{got} {want}");
+    }
+}
