@@ -49,7 +49,7 @@ impl Rope {
                     *beta_slow,
                     *truncate,
                 );
-                yarn(&base, *factor, range)
+                yarn(rope.theta, head_dim, *factor, range)
             }
         };
         Self { config: rope, head_dim, frequencies, attention_factor }
@@ -80,27 +80,34 @@ impl Rope {
         if length as usize <= original_max_position {
             return None;
         }
-        let (d, ratio) = (self.head_dim as f64, length as f64 / original_max_position as f64);
-        let theta = self.config.theta * (factor * ratio - (factor - 1.0)).powf(d / (d - 2.0));
-        Some(inverse_frequencies(theta, self.head_dim))
+        let (d, factor) = (self.head_dim as f64, factor as f32);
+        let stretch = factor * length as f32 / original_max_position as f32 - (factor - 1.0);
+        let theta = self.config.theta as f32 * f64::from(stretch).powf(d / (d - 2.0)) as f32;
+        Some(inverse_frequencies(f64::from(theta), self.head_dim))
     }
 }
 
 /// `theta^(−2i/d)`, `i < d/2`.
 fn inverse_frequencies(theta: f64, d: usize) -> Vec<f32> {
-    (0..d / 2).map(|i| 1.0 / theta.powf((2 * i) as f64 / d as f64) as f32).collect()
+    powers(theta, d).map(|p| 1.0 / p).collect()
 }
 
-fn llama3(frequency: f32, factor: f64, low: f64, high: f64, original: usize) -> f32 {
-    let (original, f) = (original as f64, frequency as f64);
-    let wavelength = std::f64::consts::TAU / f;
-    if wavelength < original / high {
-        frequency
-    } else if wavelength > original / low {
-        (f / factor) as f32
+/// `theta^(2i/d)`, `i < d/2`: base, exponent and result are f32 in torch.
+fn powers(theta: f64, d: usize) -> impl Iterator<Item = f32> {
+    let theta = f64::from(theta as f32);
+    (0..d / 2).map(move |i| theta.powf(f64::from((2 * i) as f32 / d as f32)) as f32)
+}
+
+/// Step by step in f32, a number divided by a tensor as torch does it: its reciprocal times the number.
+fn llama3(f: f32, factor: f64, low: f64, high: f64, original: usize) -> f32 {
+    let wavelength = 1.0 / f * std::f32::consts::TAU;
+    if wavelength < (original as f64 / high) as f32 {
+        f
+    } else if wavelength > (original as f64 / low) as f32 {
+        f / factor as f32
     } else {
-        let smooth = (original / wavelength - low) / (high - low);
-        ((1.0 - smooth) * f / factor + smooth * f) as f32
+        let smooth = (1.0 / wavelength * original as f32 - low as f32) / (high - low) as f32;
+        (1.0 - smooth) * f / factor as f32 + smooth * f
     }
 }
 
@@ -116,12 +123,11 @@ fn yarn_range(theta: f64, d: usize, original: usize, fast: f64, slow: f64, trunc
     (low.max(0.0), high.min(d as f64 - 1.0))
 }
 
-fn yarn(base: &[f32], factor: f64, (low, high): (f64, f64)) -> Vec<f32> {
-    let width = if low == high { 0.001 } else { high - low };
-    let blend = |(i, f): (usize, &f32)| {
-        let extrapolate = 1.0 - ((i as f64 - low) / width).clamp(0.0, 1.0);
-        let f = *f as f64;
-        (f / factor * (1.0 - extrapolate) + f * extrapolate) as f32
+fn yarn(theta: f64, d: usize, factor: f64, (low, high): (f64, f64)) -> Vec<f32> {
+    let width = if low == high { 0.001 } else { high - low } as f32;
+    let blend = |(i, power): (usize, f32)| {
+        let extrapolate = 1.0 - ((i as f32 - low as f32) / width).clamp(0.0, 1.0);
+        1.0 / (factor as f32 * power) * (1.0 - extrapolate) + 1.0 / power * extrapolate
     };
-    base.iter().enumerate().map(blend).collect()
+    powers(theta, d).enumerate().map(blend).collect()
 }
