@@ -107,6 +107,7 @@ impl From<SubmitError> for ApiError {
         let message = error.to_string();
         match error {
             SubmitError::EmptyPrompt | SubmitError::TokenOutOfRange { .. } => Self::field("prompt", message),
+            SubmitError::Sampling { .. } => Self::bad_request(message),
             SubmitError::TooLong { .. } => {
                 Self { code: Some("context_length_exceeded"), ..Self::bad_request(message) }
             }

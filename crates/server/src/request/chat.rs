@@ -186,3 +186,116 @@ impl Conversation {
             .map_err(|error| ApiError::field("messages", error.to_string()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn accepted(body: Value) -> ChatRequest {
+        parse(body.to_string().as_bytes(), 320).unwrap_or_else(|e| panic!("{body}: {e}"))
+    }
+
+    fn hi() -> Value {
+        json!([{"role": "user", "content": "hi"}])
+    }
+
+    #[test]
+    fn messages_keep_what_templates_look_at() {
+        let request = accepted(json!({"messages": [
+            {"role": "user", "content": "hi", "name": null},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"function": {"name": "f", "arguments": "{\"x\": 1}"}},
+                {"function": {"name": "g", "arguments": "not json"}}]},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "n"},
+        ]}));
+        let [first, second, third] = &request.conversation.messages[..] else { panic!("three messages") };
+        assert_eq!((first.text().as_str(), first.extra.len()), ("hi", 0));
+        assert_eq!(second.content, None);
+        let arguments = |i: usize| &second.extra["tool_calls"][i]["function"]["arguments"];
+        assert_eq!((arguments(0), arguments(1)), (&json!({"x": 1}), &json!("not json")));
+        assert_eq!((third.text().as_str(), &third.extra["name"]), ("a\nb", &json!("n")));
+    }
+
+    #[test]
+    fn the_newer_name_of_max_tokens_wins() {
+        let most = |extra: Value| {
+            let mut body = json!({"messages": hi()});
+            body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            accepted(body).max_tokens
+        };
+        assert_eq!(most(json!({})), None);
+        assert_eq!(most(json!({"max_tokens": 5})), Some(5));
+        assert_eq!(most(json!({"max_completion_tokens": 7, "max_tokens": 5})), Some(7));
+        assert_eq!(most(json!({"max_completion_tokens": null, "max_tokens": 5})), Some(5));
+    }
+
+    #[test]
+    fn tools_are_shown_unless_the_choice_is_none() {
+        let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+        let shown = |choice: Value| {
+            let body = json!({"messages": hi(), "tools": tools, "tool_choice": choice});
+            accepted(body).conversation.extra.contains_key("tools")
+        };
+        assert!(shown(json!(null)) && shown(json!("auto")));
+        assert!(!shown(json!("none")));
+    }
+
+    #[test]
+    fn logprobs_count_alternatives() {
+        let count = |logprobs: Value, top: Value| {
+            accepted(json!({"messages": hi(), "logprobs": logprobs, "top_logprobs": top})).logprobs
+        };
+        assert_eq!(count(json!(null), json!(null)), None);
+        assert_eq!(count(json!(false), json!(0)), None);
+        assert_eq!(count(json!(true), json!(null)), Some(0));
+        assert_eq!(count(json!(true), json!(5)), Some(5));
+    }
+
+    #[test]
+    fn wrong_requests_are_refused_with_the_field_named() {
+        for (body, param, words) in [
+            (json!({}), "messages", "missing"),
+            (json!({"messages": []}), "messages", "empty"),
+            (json!({"messages": "hi"}), "messages", "a list"),
+            (json!({"messages": ["hi"]}), "messages[0]", "an object"),
+            (json!({"messages": [{"content": "x"}]}), "messages[0].role", "a string"),
+            (json!({"messages": [{"role": 1}]}), "messages[0].role", "a string"),
+            (json!({"messages": [{"role": "user", "content": 5}]}), "messages[0].content", "5"),
+            (
+                json!({"messages": [{"role": "user", "content": ["x"]}]}),
+                "messages[0].content[0]",
+                "an object",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
+                "messages[0].content[0]",
+                "must be a string",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
+                "messages[0].content[0]",
+                "\"image_url\"",
+            ),
+            (json!({"messages": hi(), "max_tokens": 0}), "max_tokens", "at least 1"),
+            (json!({"messages": hi(), "max_completion_tokens": "x"}), "max_completion_tokens", "integer"),
+            (json!({"messages": hi(), "logprobs": 1}), "logprobs", "a boolean"),
+            (json!({"messages": hi(), "logprobs": true, "top_logprobs": 21}), "top_logprobs", "from 0 to 20"),
+            (json!({"messages": hi(), "top_logprobs": 2}), "top_logprobs", "needs"),
+            (json!({"messages": hi(), "tools": {}}), "tools", "a list"),
+            (json!({"messages": hi(), "tools": ["x"]}), "tools", "objects"),
+            (json!({"messages": hi(), "tool_choice": "required"}), "tool_choice", "\"required\""),
+            (json!({"messages": hi(), "tool_choice": {"type": "function"}}), "tool_choice", "an object"),
+            (
+                json!({"messages": hi(), "response_format": {"type": "json_schema"}}),
+                "response_format",
+                "json_schema",
+            ),
+            (json!({"messages": hi(), "chat_template_kwargs": 1}), "chat_template_kwargs", "an object"),
+        ] {
+            let error = parse(body.to_string().as_bytes(), 320).expect_err(&body.to_string());
+            assert_eq!(error.param.as_deref(), Some(param), "{body}: {error}");
+            assert!(error.message.contains(words), "{body}: {error}");
+        }
+    }
+}

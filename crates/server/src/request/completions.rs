@@ -53,3 +53,150 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     }
     super::options::refuse_response_format(fields)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::options::StreamOptions;
+    use axum::http::StatusCode;
+
+    const VOCAB: usize = 320;
+
+    fn accepted(body: &str) -> CompletionRequest {
+        parse(body.as_bytes(), VOCAB).unwrap_or_else(|e| panic!("{body}: {e}"))
+    }
+
+    #[test]
+    fn what_is_not_said_has_openai_s_defaults() {
+        let request = accepted(r#"{"prompt": "x"}"#);
+        assert_eq!(request.prompts, [Prompt::Text("x".into())]);
+        assert_eq!((request.max_tokens, request.echo, request.logprobs), (None, false, None));
+        let options = request.options;
+        assert_eq!((options.n, options.stream, options.ignore_eos), (1, None, false));
+        assert_eq!(options.sampling, hearth_engine::api::Sampling::default());
+    }
+
+    #[test]
+    fn prompts_come_in_four_forms() {
+        let text = |s: &str| Prompt::Text(s.into());
+        for (json, expected) in [
+            (r#""a""#, vec![text("a")]),
+            (r#"["a", ""]"#, vec![text("a"), text("")]),
+            ("[1, 2.0, 319]", vec![Prompt::Tokens(vec![1, 2, 319])]),
+            ("[[1], [2, 3]]", vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]),
+        ] {
+            assert_eq!(accepted(&format!(r#"{{"prompt": {json}}}"#)).prompts, expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn requests_of_the_usual_clients_are_accepted() {
+        for body in [
+            // vllm bench serve
+            r#"{"model": "m", "prompt": "x", "temperature": 0.0, "repetition_penalty": 1.0, "max_tokens": 8,
+                "logprobs": null, "stream": true, "stream_options": {"include_usage": true}, "ignore_eos": true}"#,
+            // guidellm
+            r#"{"prompt": "x", "stream": true, "stop": null, "ignore_eos": true, "max_tokens": 8,
+                "stream_options": {"include_usage": true, "continuous_usage_stats": true}}"#,
+            // lm-eval
+            r#"{"model": "m", "prompt": [[1, 2], [3]], "max_tokens": 1, "logprobs": 1, "echo": true,
+                "temperature": 0, "seed": 1234}"#,
+            // openai-python with everything unknown
+            r#"{"prompt": ["x"], "best_of": 1, "suffix": null, "user": "u", "store": false, "whatever": {"a": []},
+                "top_k": -1, "response_format": {"type": "text"}, "logit_bias": {"5": -100, "6": 1.5}}"#,
+        ] {
+            accepted(body);
+        }
+    }
+
+    #[test]
+    fn stream_options_are_read_only_for_streams() {
+        let options = |body| accepted(body).options.stream;
+        let given = r#"{"prompt": "x", "stream": true, "stream_options": {"include_usage": true}}"#;
+        let expected = StreamOptions { include_usage: true, continuous_usage: false };
+        assert_eq!(options(given), Some(expected));
+        assert_eq!(options(r#"{"prompt": "x", "stream_options": {"include_usage": true}}"#), None);
+    }
+
+    #[test]
+    fn wrong_requests_are_refused_with_the_field_named() {
+        for (body, param, words) in [
+            ("", None, "not valid JSON"),
+            (r#"{"prompt": "x""#, None, "not valid JSON"),
+            ("[]", None, "a list of 0"),
+            ("{}", Some("prompt"), "missing"),
+            (r#"{"prompt": null}"#, Some("prompt"), "missing"),
+            (r#"{"prompt": 5}"#, Some("prompt"), "5"),
+            (r#"{"prompt": []}"#, Some("prompt"), "empty list"),
+            (r#"{"prompt": ["x", 5]}"#, Some("prompt"), "5"),
+            (r#"{"prompt": [5, "x"]}"#, Some("prompt"), "position 1"),
+            (r#"{"prompt": [[5], "x", {}]}"#, Some("prompt"), "an object"),
+            (r#"{"prompt": [320]}"#, Some("prompt"), "token id 320 at position 0"),
+            (r#"{"prompt": [[1, 99999999999]]}"#, Some("prompt"), "99999999999"),
+            (r#"{"prompt": [-1]}"#, Some("prompt"), "-1"),
+            (r#"{"prompt": [1.5]}"#, Some("prompt"), "1.5"),
+            (r#"{"prompt": "x", "model": 3}"#, Some("model"), "a string"),
+            (r#"{"prompt": "x", "max_tokens": -1}"#, Some("max_tokens"), "at least 0"),
+            (r#"{"prompt": "x", "max_tokens": "8"}"#, Some("max_tokens"), "\"8\""),
+            (r#"{"prompt": "x", "max_tokens": 1.5}"#, Some("max_tokens"), "1.5"),
+            (r#"{"prompt": "x", "temperature": "hot"}"#, Some("temperature"), "from 0 to 2"),
+            (r#"{"prompt": "x", "temperature": 2.1}"#, Some("temperature"), "2.1"),
+            (r#"{"prompt": "x", "temperature": -0.1}"#, Some("temperature"), "-0.1"),
+            (r#"{"prompt": "x", "top_p": 1.1}"#, Some("top_p"), "from 0 to 1"),
+            (r#"{"prompt": "x", "min_p": -1}"#, Some("min_p"), "from 0 to 1"),
+            (r#"{"prompt": "x", "top_k": -2}"#, Some("top_k"), "at least -1"),
+            (r#"{"prompt": "x", "repetition_penalty": 0}"#, Some("repetition_penalty"), "0"),
+            (r#"{"prompt": "x", "presence_penalty": 3}"#, Some("presence_penalty"), "from -2 to 2"),
+            (r#"{"prompt": "x", "frequency_penalty": true}"#, Some("frequency_penalty"), "true"),
+            (r#"{"prompt": "x", "logit_bias": [1]}"#, Some("logit_bias"), "an object"),
+            (r#"{"prompt": "x", "logit_bias": {"x": 1}}"#, Some("logit_bias"), "token ids below 320"),
+            (r#"{"prompt": "x", "logit_bias": {"320": 1}}"#, Some("logit_bias"), "320"),
+            (r#"{"prompt": "x", "logit_bias": {"1": 101}}"#, Some("logit_bias"), "101"),
+            (r#"{"prompt": "x", "seed": "s"}"#, Some("seed"), "64 bits"),
+            (r#"{"prompt": "x", "n": 0}"#, Some("n"), "from 1 to 128"),
+            (r#"{"prompt": "x", "n": 129}"#, Some("n"), "from 1 to 128"),
+            (r#"{"prompt": "x", "best_of": 2}"#, Some("best_of"), "not supported"),
+            (r#"{"prompt": "x", "suffix": "end"}"#, Some("suffix"), "not supported"),
+            (r#"{"prompt": "x", "stop": 5}"#, Some("stop"), "list of strings"),
+            (r#"{"prompt": "x", "stop": ["a", null]}"#, Some("stop"), "null"),
+            (r#"{"prompt": "x", "stop": ""}"#, Some("stop"), "empty"),
+            (r#"{"prompt": "x", "stop_token_ids": ["a"]}"#, Some("stop_token_ids"), "\"a\""),
+            (r#"{"prompt": "x", "echo": "yes"}"#, Some("echo"), "a boolean"),
+            (r#"{"prompt": "x", "stream": 1}"#, Some("stream"), "a boolean"),
+            (r#"{"prompt": "x", "stream_options": true}"#, Some("stream_options"), "an object"),
+            (
+                r#"{"prompt": "x", "stream_options": {"include_usage": 1}}"#,
+                Some("stream_options.include_usage"),
+                "a boolean",
+            ),
+            (r#"{"prompt": "x", "logprobs": 21}"#, Some("logprobs"), "from 0 to 20"),
+            (r#"{"prompt": "x", "logprobs": true}"#, Some("logprobs"), "true"),
+            (
+                r#"{"prompt": "x", "response_format": {"type": "json_object"}}"#,
+                Some("response_format"),
+                "json_object",
+            ),
+        ] {
+            let error = parse(body.as_bytes(), VOCAB).expect_err(body);
+            assert_eq!(error.status, StatusCode::BAD_REQUEST, "{body}");
+            assert_eq!(error.param.as_deref(), param, "{body}: {error}");
+            assert!(error.message.contains(words), "{body}: {error}");
+        }
+    }
+
+    #[test]
+    fn hostile_bodies_give_short_messages() {
+        let long = "x".repeat(1 << 20);
+        let deep = "[".repeat(100_000);
+        for body in [
+            format!(r#"{{"prompt": "x", "temperature": "{long}"}}"#),
+            format!(r#"{{"prompt": {deep}"#),
+            format!(r#"{{"prompt": "x", "stop": ["{long}"]}}"#),
+            format!(r#"{{"prompt": "x", "stop": [{}"a"]}}"#, r#""a","#.repeat(40)),
+            format!(r#"{{"prompt": "x", "logit_bias": {{"{long}": 1}}}}"#),
+        ] {
+            let error = parse(body.as_bytes(), VOCAB).expect_err("hostile");
+            assert!(error.message.len() < 300, "{}", error.message);
+        }
+    }
+}

@@ -61,7 +61,12 @@ impl Fields {
         match as_integer(&value).filter(|i| range.contains(i)) {
             Some(integer) => Ok(Some(integer)),
             None => {
-                Err(self.wrong(name, &in_range("an integer", range.start(), range.end(), i64::MAX), &value))
+                let expected = match (*range.start(), *range.end()) {
+                    (i64::MIN, i64::MAX) => "an integer of 64 bits".to_owned(),
+                    (least, i64::MAX) => format!("an integer of at least {least}"),
+                    (least, most) => format!("an integer from {least} to {most}"),
+                };
+                Err(self.wrong(name, &expected, &value))
             }
         }
     }
@@ -78,7 +83,8 @@ impl Fields {
         match value.as_f64().filter(|number| range.contains(number)) {
             Some(number) => Ok(Some(number as f32)),
             None => {
-                Err(self.wrong(name, &in_range("a number", range.start(), range.end(), f64::MAX), &value))
+                let expected = format!("a number from {} to {}", range.start(), range.end());
+                Err(self.wrong(name, &expected, &value))
             }
         }
     }
@@ -140,12 +146,5 @@ pub(crate) fn describe(value: &Value) -> String {
         Value::Array(list) => format!("a list of {}", list.len()),
         Value::Object(_) => "an object".into(),
         other => other.to_string(),
-    }
-}
-
-fn in_range<T: PartialOrd + std::fmt::Display>(what: &str, least: &T, most: &T, unbounded: T) -> String {
-    match *most >= unbounded {
-        true => format!("{what} of at least {least}"),
-        false => format!("{what} from {least} to {most}"),
     }
 }

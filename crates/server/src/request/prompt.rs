@@ -118,3 +118,26 @@ pub(crate) fn budget(
         false => Err(SubmitError::TooLong { prompt, max_tokens, limit }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_fits_the_context() {
+        let too_long = |prompt, max_tokens| Err(SubmitError::TooLong { prompt, max_tokens, limit: 100 });
+        for (prompt, asked, expected) in [
+            (0, Some(5), Err(SubmitError::EmptyPrompt)),
+            (10, None, Ok(16)),
+            (90, None, Ok(10)),
+            (100, None, too_long(100, 1)),
+            (100, Some(0), Ok(0)),
+            (90, Some(10), Ok(10)),
+            (90, Some(11), too_long(90, 11)),
+            (101, Some(0), too_long(101, 0)),
+            (1, Some(usize::MAX), too_long(1, usize::MAX)),
+        ] {
+            assert_eq!(budget(prompt, asked, 16, 100), expected, "{prompt} {asked:?}");
+        }
+    }
+}
