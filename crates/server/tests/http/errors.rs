@@ -1,0 +1,88 @@
+//! Requests that are refused.
+
+use crate::harness::{Answer, MODEL, Server, client, engine, service};
+use hearth_engine::EngineConfig;
+use hearth_server::ServerConfig;
+use serde_json::{Value, json};
+
+/// Every error has the shape OpenAI's clients parse.
+fn check(answer: &Answer, status: u16, kind: &str, words: &str) {
+    assert_eq!(answer.status, status, "{}", answer.text);
+    let error = &answer.json()["error"];
+    assert_eq!(error["type"], kind, "{error}");
+    assert!(error["message"].as_str().unwrap().contains(words), "{error}");
+    assert!(error.get("param").is_some() && error.get("code").is_some(), "{error}");
+    assert!(!answer.header("x-request-id").is_empty());
+}
+
+#[test]
+fn wrong_requests_are_answered_with_a_sentence() {
+    let server = Server::shared();
+    let invalid = "invalid_request_error";
+    let completions = |body: Value| server.post("/v1/completions", &body);
+    check(&server.post_text("/v1/completions", "{"), 400, invalid, "not valid JSON");
+    check(&server.post_text("/v1/completions", "\u{0}"), 400, invalid, "not valid JSON");
+    check(&completions(json!({"prompt": ""})), 400, invalid, "prompt is empty");
+    check(&completions(json!({"prompt": [[]]})), 400, invalid, "prompt is empty");
+    check(&completions(json!({"prompt": [5, 320]})), 400, invalid, "vocabulary size 320");
+    check(&completions(json!({"prompt": [5], "temperature": 9})), 400, invalid, "temperature");
+    check(&completions(json!({"prompt": vec![5; 512]})), 400, invalid, "512 tokens");
+    check(
+        &completions(json!({"prompt": [[5], vec![5; 513]], "max_tokens": 0})),
+        400,
+        invalid,
+        "context limit",
+    );
+    check(&completions(json!({"prompt": [5], "max_tokens": 512})), 400, invalid, "context limit of 512");
+    check(&completions(json!({"prompt": vec!["x"; 100], "n": 100})), 400, invalid, "at most 1024");
+    check(&completions(json!({"prompt": [5], "model": "other"})), 404, invalid, MODEL);
+    check(&server.get("/v1/nothing"), 404, invalid, "/v1/nothing");
+    check(&server.get("/v1/models/nothing"), 404, invalid, "nothing");
+    check(&server.get("/v1/completions"), 405, invalid, "method GET");
+    check(&server.post("/health", &json!({})), 405, invalid, "method POST");
+    check(&server.post("/tokenize", &json!({"text": "x"})), 400, invalid, "\"prompt\" or \"messages\"");
+    check(&server.post("/detokenize", &json!({"tokens": [320]})), 400, invalid, "token id 320");
+    let long = completions(json!({"prompt": vec![5; 600]}));
+    assert_eq!(long.json()["error"]["code"], "context_length_exceeded");
+}
+
+#[test]
+fn a_body_over_the_limit_is_refused_unread() {
+    let config = ServerConfig { max_body_bytes: 1000, ..ServerConfig::new(MODEL) };
+    let server = Server::start(config, service(engine(EngineConfig::default())));
+    let fits = json!({"prompt": "x".repeat(400), "max_tokens": 0}).to_string();
+    assert_eq!(server.post_text("/v1/completions", &fits).status, 200);
+    let large = json!({"prompt": "x".repeat(1000)}).to_string();
+    check(&server.post_text("/v1/completions", &large), 413, "invalid_request_error", "1000 bytes");
+    // Without a length announced it is noticed on the way.
+    let mut body = large.as_bytes();
+    let send = client().post(server.url("/v1/completions")).send(ureq::SendBody::from_reader(&mut body));
+    check(&Answer::of(send.unwrap()), 413, "invalid_request_error", "1000 bytes");
+}
+
+#[test]
+fn a_key_opens_everything_but_probes() {
+    let config = ServerConfig { api_key: Some("secret".into()), ..ServerConfig::new(MODEL) };
+    let server = Server::start(config, service(engine(EngineConfig::default())));
+    for path in ["/v1/models", "/tokenizer_info", "/v1/completions", "/nothing"] {
+        check(&server.get(path), 401, "authentication_error", "API key");
+    }
+    assert_eq!((server.get("/health").status, server.get("/metrics").status), (200, 200));
+    for (key, status) in
+        [("Bearer secret", 200), ("Bearer wrong", 401), ("Bearer secretly", 401), ("secret", 401)]
+    {
+        let call = client().get(server.url("/v1/models")).header("authorization", key).call();
+        assert_eq!(call.unwrap().status(), status, "{key}");
+    }
+}
+
+#[test]
+fn a_full_queue_is_a_429_to_try_again() {
+    let config = EngineConfig { max_waiting: 0, ..EngineConfig::default() };
+    let server = Server::start(ServerConfig::new(MODEL), service(engine(config)));
+    for stream in [false, true] {
+        let answer = server.post("/v1/completions", &json!({"prompt": [5], "stream": stream}));
+        check(&answer, 429, "rate_limit_error", "limit 0");
+        assert_eq!(answer.header("retry-after"), "1");
+    }
+}

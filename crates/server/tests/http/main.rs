@@ -1,0 +1,8 @@
+//! The server over real HTTP on 127.0.0.1, with the real engine and the tiny chat model.
+
+mod chat;
+mod completions;
+mod errors;
+mod harness;
+mod lifecycle;
+mod operations;
