@@ -82,12 +82,11 @@ impl BlockLoop<'_> {
             }
         }
         let mut tied = None;
-        let (loss, mut upstream) = self.head(x, batch, &mut |index, gradient| {
-            match self.store.trained()[index].group {
+        let (loss, mut upstream) =
+            self.head(x, batch, &mut |index, gradient| match self.store.trained()[index].group {
                 Group::Embedding => tied = Some((index, gradient)),
                 _ => sink(index, gradient),
-            }
-        })?;
+            })?;
         for i in (0..self.arch.num_blocks()).rev() {
             let Some(dy) = upstream else { break };
             let block = match inputs.pop() {
@@ -121,7 +120,12 @@ impl BlockLoop<'_> {
     }
 
     /// Loss, and the gradient of the last block's output.
-    fn head(&self, x: Tensor<2>, batch: &MicroBatch, sink: &mut Sink<'_>) -> Result<(f64, Option<Tensor<2>>), Error> {
+    fn head(
+        &self,
+        x: Tensor<2>,
+        batch: &MicroBatch,
+        sink: &mut Sink<'_>,
+    ) -> Result<(f64, Option<Tensor<2>>), Error> {
         let x = x.autodiff().require_grad();
         let mut source = self.source(true);
         let nll = self.arch.head(&mut source)?.nll_sum(x.clone(), batch.targets.clone());

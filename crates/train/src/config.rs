@@ -198,11 +198,15 @@ impl TrainConfig {
         }
         if self.sched.min_lr > o.lr {
             let (min, lr) = (self.sched.min_lr, o.lr);
-            return refuse(format!("sched.min_lr = {min} is above optim.lr = {lr}; it is where the rate ends"));
+            return refuse(format!(
+                "sched.min_lr = {min} is above optim.lr = {lr}; it is where the rate ends"
+            ));
         }
         if self.sched.warmup > self.steps {
             let (warmup, steps) = (self.sched.warmup, self.steps);
-            return refuse(format!("sched.warmup = {warmup} is longer than the run of {steps} steps; shorten it"));
+            return refuse(format!(
+                "sched.warmup = {warmup} is longer than the run of {steps} steps; shorten it"
+            ));
         }
         Ok(())
     }
@@ -231,7 +235,9 @@ impl LoraConfig {
             return refuse(format!("adapter.dropout = {} must be at least 0 and below 1", self.dropout));
         }
         if self.targets.is_empty() {
-            return refuse("adapter.targets is empty; name linear layers, as [\"q_proj\", \"v_proj\"]".into());
+            return refuse(
+                "adapter.targets is empty; name linear layers, as [\"q_proj\", \"v_proj\"]".into(),
+            );
         }
         Ok(())
     }

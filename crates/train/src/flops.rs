@@ -24,7 +24,8 @@ impl ModelFlops {
         let matmul = |elements: usize, trained: bool| elements as f64 * if trained { 6.0 } else { 4.0 };
         let mut per_token = 0.0;
         for spec in params(arch).iter().filter(|s| s.shape.len() == 2) {
-            let head = spec.group == Group::Head || spec.group == Group::Embedding && config.tie_word_embeddings;
+            let head =
+                spec.group == Group::Head || spec.group == Group::Embedding && config.tie_word_embeddings;
             if spec.linear || head {
                 per_token += matmul(spec.len(), store.position(&spec.name).is_some());
             }

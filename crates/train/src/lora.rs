@@ -100,7 +100,8 @@ mod tests {
     }
 
     fn chosen(targets: &[&str]) -> Result<Vec<String>, String> {
-        let config = LoraConfig { targets: targets.iter().map(|t| t.to_string()).collect(), ..LoraConfig::default() };
+        let config =
+            LoraConfig { targets: targets.iter().map(|t| t.to_string()).collect(), ..LoraConfig::default() };
         let specs = specs();
         let found = super::targets(&specs, &config).map_err(|e| e.to_string())?;
         Ok(found.iter().map(|s| s.name.clone()).collect())
@@ -121,7 +122,10 @@ mod tests {
         assert_eq!((name.as_str(), shape), ("model.layers.0.self_attn.q_proj.lora_A.weight", vec![16, 1024]));
         assert_eq!((b_shape, b), (vec![8, 16], vec![0.0; 128]));
         let square = a.iter().map(|x| x * x).sum::<f32>() / a.len() as f32;
-        assert!((square * 3.0 * 1024.0 - 1.0).abs() < 0.05 && a.iter().all(|x| x.abs() <= 1.0 / 32.0), "{square}");
+        assert!(
+            (square * 3.0 * 1024.0 - 1.0).abs() < 0.05 && a.iter().all(|x| x.abs() <= 1.0 / 32.0),
+            "{square}"
+        );
         assert_ne!(a, factors(&spec, 16, 4)[0].2);
     }
 }

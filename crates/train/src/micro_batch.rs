@@ -46,8 +46,11 @@ mod tests {
 
     #[test]
     fn targets_are_the_next_labels_within_each_document() {
-        let packed =
-            Sequence { ids: vec![1, 2, 3, 4, 5], labels: vec![-100, 2, -100, -100, 5], documents: vec![3, 2] };
+        let packed = Sequence {
+            ids: vec![1, 2, 3, 4, 5],
+            labels: vec![-100, 2, -100, -100, 5],
+            documents: vec![3, 2],
+        };
         let single = Sequence { ids: vec![6], labels: vec![-100], documents: vec![1] };
         let batch = MicroBatch::new(&[packed, single]);
         assert_eq!(*batch.ids, [1, 2, 3, 4, 5, 6]);

@@ -88,7 +88,9 @@ impl ParamStore {
         for spec in &specs {
             check_shape(source, spec)?;
             match &config.adapter {
-                None => store.add(spec.name.clone(), spec.shape.clone(), spec.group, source.read_f32(&spec.name)?),
+                None => {
+                    store.add(spec.name.clone(), spec.shape.clone(), spec.group, source.read_f32(&spec.name)?)
+                }
                 Some(_) => store.freeze(spec, source)?,
             }
         }

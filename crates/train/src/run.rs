@@ -50,7 +50,8 @@ impl Trainer {
             observer.notice(&format!("skipped checkpoint {}: {}", skipped.path.display(), skipped.why));
         }
         let Some(newest) = found.newest else {
-            let skipped = found.skipped.iter().map(|s| format!("; {}: {}", s.path.display(), s.why)).collect();
+            let skipped =
+                found.skipped.iter().map(|s| format!("; {}: {}", s.path.display(), s.why)).collect();
             return Err(Error::NothingToResume { dir, skipped });
         };
         if newest.manifest.config_sha256 != config.hash() {
@@ -125,7 +126,8 @@ impl Trainer {
             let last = report.step >= self.config.steps as u64;
             stopped = stop.load(Ordering::Relaxed) && !last;
             let every = self.config.eval_every as u64;
-            if !validation.is_empty() && !stopped && (last || every > 0 && report.step.is_multiple_of(every)) {
+            if !validation.is_empty() && !stopped && (last || every > 0 && report.step.is_multiple_of(every))
+            {
                 report.eval_loss = Some(self.evaluate(validation)?);
                 eval_loss = report.eval_loss;
             }
@@ -171,7 +173,8 @@ impl Trainer {
 
     fn snapshot(&self) -> Snapshot<'_> {
         let trained = self.store.trained();
-        let weights = trained.iter().map(|p| (self.file_name(&p.name), p.shape.as_slice(), p.values())).collect();
+        let weights =
+            trained.iter().map(|p| (self.file_name(&p.name), p.shape.as_slice(), p.values())).collect();
         let mut moments = Vec::with_capacity(2 * trained.len());
         for (param, state) in trained.iter().zip(&self.moments) {
             moments.push((format!("m.{}", param.name), param.shape.as_slice(), state.m.as_slice()));

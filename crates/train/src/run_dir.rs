@@ -29,6 +29,8 @@ impl RunDir {
 
     /// Opens the directory for the steps after `step`.
     pub(crate) fn open(config: CheckpointConfig, log: LogConfig, step: u64) -> Result<Self, Error> {
+        std::fs::create_dir_all(&config.dir).map_err(Error::io(&config.dir))?;
+        checkpoint::sweep(&Disk, &config.dir)?;
         let metrics = if log.jsonl { Some(MetricsFile::open(&config.dir, step)?) } else { None };
         let events = match log.tensorboard {
             true => Some(EventFile::create(&config.dir.join("tensorboard"), step + 1)?),

@@ -111,7 +111,10 @@ mod tests {
                     for n in 0..14 {
                         let rate = schedule.rate(n, steps, 1.0);
                         assert!((0.0..=1.0).contains(&rate), "{kind:?} {warmup}/{steps} update {n}: {rate}");
-                        assert!(n < warmup || rate >= 0.1 - 1e-12, "{kind:?} {warmup}/{steps} update {n}: {rate}");
+                        assert!(
+                            n < warmup || rate >= 0.1 - 1e-12,
+                            "{kind:?} {warmup}/{steps} update {n}: {rate}"
+                        );
                     }
                 }
             }

@@ -118,7 +118,9 @@ impl Leaves {
 /// A gradient's values; zeros for a parameter the loss does not depend on.
 fn values<const D: usize>(gradient: Option<Tensor<D>>, of: Tensor<D>) -> Vec<f32> {
     match gradient {
-        Some(gradient) => gradient.into_data().try_into_vec_as::<f32>().expect("a float tensor's data is readable"),
+        Some(gradient) => {
+            gradient.into_data().try_into_vec_as::<f32>().expect("a float tensor's data is readable")
+        }
         None => vec![0.0; of.dims().iter().product()],
     }
 }

@@ -140,7 +140,8 @@ mod tests {
         // 1: wall_time, 2: step, then the payload. 300 = 0xac 0x02 as a varint.
         assert_eq!(records[0][9..], *b"\x10\x00\x1a\x0dbrain.Event:2");
         assert_eq!(records[1][9..], *b"\x10\xac\x02\x3a\x02\x08\x01");
-        let summary = b"\x0a\x11\x0a\x0atrain/loss\x15\x00\x00\xc0\x3f\x0a\x0f\x0a\x08train/lr\x15\x00\x00\x80\x3e";
+        let summary =
+            b"\x0a\x11\x0a\x0atrain/loss\x15\x00\x00\xc0\x3f\x0a\x0f\x0a\x08train/lr\x15\x00\x00\x80\x3e";
         assert_eq!(records[2][9..12], *b"\x10\xac\x02");
         assert_eq!(records[2][12..14], [0x2a, summary.len() as u8]);
         assert_eq!(records[2][14..], *summary);

@@ -131,7 +131,8 @@ impl Trainer {
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(Error::NotFinite { step, loss, grad_norm });
         }
-        let lr = self.config.sched.rate(self.progress.updates as usize, self.config.steps, self.config.optim.lr);
+        let lr =
+            self.config.sched.rate(self.progress.updates as usize, self.config.steps, self.config.optim.lr);
         let clip = clip_coefficient(grad_norm, self.config.clip_norm);
         self.update(lr, (clip as f64 / trained_tokens as f64) as f32, &gradients.sums);
         let tokens = batches.iter().map(|b| b.ids.len() as u64).sum();
@@ -162,7 +163,9 @@ impl Trainer {
     fn batches(&self, step: u64, sequences: Vec<Sequence>) -> Result<Vec<MicroBatch>, Error> {
         if sequences.len() != self.config.global_batch {
             let (got, want) = (sequences.len(), self.config.global_batch);
-            return Err(Error::Config(format!("a step was given {got} sequences, train.global_batch = {want}")));
+            return Err(Error::Config(format!(
+                "a step was given {got} sequences, train.global_batch = {want}"
+            )));
         }
         let batches: Vec<MicroBatch> = micro_batches(sequences, self.config.micro_batch)
             .iter()
@@ -209,7 +212,9 @@ impl Trainer {
     fn update(&mut self, lr: f64, gradient_scale: f32, gradients: &[Vec<f32>]) {
         self.progress.updates += 1;
         let update = self.config.optim.update(self.progress.updates, lr, gradient_scale);
-        for ((param, moments), gradient) in self.store.trained_mut().iter_mut().zip(&mut self.moments).zip(gradients) {
+        for ((param, moments), gradient) in
+            self.store.trained_mut().iter_mut().zip(&mut self.moments).zip(gradients)
+        {
             update.apply(param.values_mut(), moments, gradient);
         }
     }
@@ -227,7 +232,9 @@ impl Trainer {
             sum += self.block_loop(None).loss(&batch)?;
         }
         if count == 0 {
-            return Err(Error::Config("the validation data has no trained token; give it more examples".into()));
+            return Err(Error::Config(
+                "the validation data has no trained token; give it more examples".into(),
+            ));
         }
         Ok(sum / count as f64)
     }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use hearth_train::checkpoint::{Checkpoint, search};
+use hearth_train::checkpoint::{Checkpoint, prune, search};
 use hearth_train::{
     CheckpointConfig, Disk, Error, Files, LogConfig, Observer, StepReport, TrainConfig, Trainer,
 };
@@ -50,7 +50,8 @@ fn a_stopped_and_resumed_run_equals_an_uninterrupted_one() {
     let validation = sequences(3, files.config.vocab_size);
     for adapter in [None, Some(lora())] {
         let (straight, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let full = TrainConfig { adapter: adapter.clone(), eval_every: 2, ..saving(6, straight.path(), 0, 0) };
+        let full =
+            TrainConfig { adapter: adapter.clone(), eval_every: 2, ..saving(6, straight.path(), 0, 0) };
         let mut one = trainer(&files, &full);
         let summary = one.run(&validation, &mut (), &GO).expect("runs");
         assert_eq!((summary.steps, summary.stopped), (6, false));
@@ -70,7 +71,8 @@ fn a_stopped_and_resumed_run_equals_an_uninterrupted_one() {
         assert_eq!(metrics(parts.path()), metrics(straight.path()));
         assert_eq!(resumed.eval_loss, summary.eval_loss);
         assert_eq!(resumed.loss.to_bits(), summary.loss.to_bits());
-        let [a, b] = [&summary, &resumed].map(|s| Checkpoint::open(s.checkpoint.as_ref().unwrap()).unwrap().manifest);
+        let [a, b] =
+            [&summary, &resumed].map(|s| Checkpoint::open(s.checkpoint.as_ref().unwrap()).unwrap().manifest);
         assert_eq!(a.files, b.files, "the same files by sha256");
     }
 }
@@ -90,7 +92,8 @@ fn a_checkpoint_of_a_full_fine_tune_is_a_hugging_face_model() {
 #[test]
 fn a_checkpoint_of_an_adapter_is_a_peft_adapter_and_the_base_is_untouched() {
     let (files, dir) = (model("llama-gqa-tied"), tempfile::tempdir().unwrap());
-    let before: Vec<_> = files.tensors.tensors().iter().map(|t| files.tensors.bytes(&t.name).unwrap().to_vec()).collect();
+    let before: Vec<_> =
+        files.tensors.tensors().iter().map(|t| files.tensors.bytes(&t.name).unwrap().to_vec()).collect();
     let mut trainer = trainer(&files, &TrainConfig { adapter: Some(lora()), ..saving(2, dir.path(), 0, 0) });
     let summary = trainer.run(&[], &mut (), &GO).expect("runs");
     let adapter = hearth_weights::open_adapter(&summary.checkpoint.unwrap()).expect("opens as an adapter");
@@ -99,7 +102,8 @@ fn a_checkpoint_of_an_adapter_is_a_peft_adapter_and_the_base_is_untouched() {
         assert!(param.name.contains(".lora_"), "{} is trained", param.name);
         assert_eq!(adapter.tensors.read_f32(&param.name).expect("is there"), param.values());
     }
-    let after: Vec<_> = files.tensors.tensors().iter().map(|t| files.tensors.bytes(&t.name).unwrap().to_vec()).collect();
+    let after: Vec<_> =
+        files.tensors.tensors().iter().map(|t| files.tensors.bytes(&t.name).unwrap().to_vec()).collect();
     assert_eq!(before, after);
 }
 
@@ -123,11 +127,23 @@ fn old_checkpoints_are_pruned_and_damaged_ones_skipped_by_name() {
     std::fs::write(&damaged, bytes).unwrap();
     let found = search(dir.path()).expect("reads");
     assert_eq!(found.newest.expect("one is left").manifest.progress.step, 4);
-    assert!(found.skipped[0].why.contains("optimizer.safetensors does not match its sha256"), "{:?}", found.skipped);
+    assert!(
+        found.skipped[0].why.contains("optimizer.safetensors does not match its sha256"),
+        "{:?}",
+        found.skipped
+    );
+
+    prune(&Disk, dir.path(), 1).expect("prunes");
+    assert_eq!(
+        names(dir.path()),
+        ["metrics.jsonl", "step-4", "step-5", "tensorboard"],
+        "the newest verified stays"
+    );
 
     let stop = AtomicBool::new(false);
     let mut observer = StopAfter(9, &stop, vec![]);
-    let mut resumed = Trainer::resume(setup(&files, &config), config.clone(), &mut observer).expect("resumes");
+    let mut resumed =
+        Trainer::resume(setup(&files, &config), config.clone(), &mut observer).expect("resumes");
     assert!(observer.2[0].contains("step-5"), "{:?}", observer.2);
     resumed.run(&[], &mut (), &GO).expect("replaces the damaged one");
     assert_eq!(search(dir.path()).unwrap().newest.unwrap().manifest.progress.step, 5);
@@ -228,7 +244,8 @@ fn a_disk_that_fills_or_dies_at_any_operation_of_a_save_costs_no_earlier_checkpo
                 assert!(error.to_string().contains("no space left on device"), "{error}");
             }
         }
-        let mut second = Trainer::resume(setup(&files, &config), config, &mut ()).expect("an earlier one is there");
+        let mut second =
+            Trainer::resume(setup(&files, &config), config, &mut ()).expect("an earlier one is there");
         second.run(&[], &mut (), &GO).expect("the disk is well again");
         assert_eq!(state(&second), state(&whole), "died at operation {dies_at}");
     }

@@ -74,7 +74,12 @@ pub struct FileEntry {
 
 impl Manifest {
     /// A manifest of the present version.
-    pub(crate) fn new(progress: Progress, config: &TrainConfig, model: ModelIdentity, files: Vec<FileEntry>) -> Self {
+    pub(crate) fn new(
+        progress: Progress,
+        config: &TrainConfig,
+        model: ModelIdentity,
+        files: Vec<FileEntry>,
+    ) -> Self {
         let (config, config_sha256) = (config.clone(), config.hash());
         Self { version: VERSION, progress, config, config_sha256, model, files }
     }
@@ -94,10 +99,13 @@ impl Manifest {
         if hex(&Sha256::digest(body)) != hash {
             return Err("manifest.json does not match its own sha256".into());
         }
-        let manifest: Manifest =
-            serde_json::from_str(body).map_err(|e| format!("manifest.json of another hearth version: {e}"))?;
+        let manifest: Manifest = serde_json::from_str(body)
+            .map_err(|e| format!("manifest.json of another hearth version: {e}"))?;
         if manifest.version != VERSION {
-            return Err(format!("manifest.json has version {}, this hearth reads {VERSION}", manifest.version));
+            return Err(format!(
+                "manifest.json has version {}, this hearth reads {VERSION}",
+                manifest.version
+            ));
         }
         Ok(manifest)
     }
@@ -109,8 +117,11 @@ mod tests {
 
     #[test]
     fn any_flipped_bit_is_seen() {
-        let model =
-            ModelIdentity { model_type: "llama".into(), parameters_sha256: "p".into(), frozen_sample_sha256: "f".into() };
+        let model = ModelIdentity {
+            model_type: "llama".into(),
+            parameters_sha256: "p".into(),
+            frozen_sample_sha256: "f".into(),
+        };
         let manifest = Manifest::new(Progress::default(), &TrainConfig::default(), model, Vec::new());
         let bytes = manifest.encode();
         assert_eq!(Manifest::decode(&bytes).expect("intact"), manifest);

@@ -22,7 +22,7 @@ mod save;
 pub use files::{Disk, Files};
 pub use load::{Checkpoint, Search, Skipped, search};
 pub use manifest::{FileEntry, Manifest, ModelIdentity, Progress};
-pub use save::{Companion, Shard, Snapshot, prune, save};
+pub use save::{Companion, Shard, Snapshot, prune, save, sweep};
 
 use std::path::{Path, PathBuf};
 

@@ -49,7 +49,7 @@ pub fn save(files: &dyn Files, dir: &Path, snapshot: &Snapshot<'_>) -> Result<Pa
     let path = step_path(dir, step);
     let partial = dir.join(format!(".step-{step}.partial"));
     write_all(files, dir, &partial, snapshot)
-        .and_then(|()| reveal(files, dir, &partial, &path))
+        .and_then(|manifest| reveal(files, dir, &partial, &path, &manifest))
         .map_err(|source| {
             // Best effort: the partial directory is never read, and the next save of this step replaces it.
             let _ = files.remove_dir(&partial);
@@ -58,7 +58,7 @@ pub fn save(files: &dyn Files, dir: &Path, snapshot: &Snapshot<'_>) -> Result<Pa
     Ok(path)
 }
 
-fn write_all(files: &dyn Files, dir: &Path, partial: &Path, snapshot: &Snapshot<'_>) -> io::Result<()> {
+fn write_all(files: &dyn Files, dir: &Path, partial: &Path, snapshot: &Snapshot<'_>) -> io::Result<Manifest> {
     files.create_dir(dir)?;
     if partial.exists() {
         files.remove_dir(partial)?;
@@ -73,11 +73,16 @@ fn write_all(files: &dyn Files, dir: &Path, partial: &Path, snapshot: &Snapshot<
     }
     let manifest = Manifest::new(snapshot.progress, snapshot.config, snapshot.model.clone(), entries);
     write_file(files, partial, MANIFEST_FILE, |out| out.write_all(&manifest.encode()))?;
-    files.sync(partial)
+    files.sync(partial)?;
+    Ok(manifest)
 }
 
 /// Gives a complete directory its name.
-fn reveal(files: &dyn Files, dir: &Path, partial: &Path, path: &Path) -> io::Result<()> {
+fn reveal(files: &dyn Files, dir: &Path, partial: &Path, path: &Path, manifest: &Manifest) -> io::Result<()> {
+    if Checkpoint::open(path).is_ok_and(|there| there.manifest == *manifest) {
+        // Saved before; replacing it would be the only moment at which it could be lost.
+        return files.remove_dir(partial);
+    }
     // Only a damaged checkpoint can be in the way: a run goes on from the newest complete one.
     let replaced = path.exists().then(|| partial.with_extension("replaced"));
     if let Some(replaced) = &replaced {
@@ -161,19 +166,35 @@ fn write_values(out: &mut dyn Write, values: &[f32]) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes old checkpoints so that `keep` (0 = all) remain, the newest of which must verify first: as long as it
-/// does not, nothing is removed. Damaged older ones are removed with the rest.
+/// Removes what saves that were killed left behind in `dir`.
 ///
 /// # Errors
-/// [`Error::Damaged`] when the newest does not verify; [`Error::Io`].
+/// [`Error::Io`].
+pub fn sweep(files: &dyn Files, dir: &Path) -> Result<(), Error> {
+    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+        let path = entry.map_err(Error::io(dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(".step-") && (name.ends_with(".partial") || name.ends_with(".replaced")) {
+            files.remove_dir(&path).map_err(Error::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes old checkpoints so that the newest `keep` (0 = all) remain, and in any case the newest that verifies: when
+/// newer ones are damaged it stays too, and when none verifies nothing is removed.
+///
+/// # Errors
+/// [`Error::Io`].
 pub fn prune(files: &dyn Files, dir: &Path, keep: usize) -> Result<(), Error> {
-    let mut paths = load::steps(dir)?;
+    let paths = load::steps(dir)?;
     if keep == 0 || paths.len() <= keep {
         return Ok(());
     }
-    let (_, newest) = paths.remove(0);
-    Checkpoint::open(&newest)?;
-    for (_, path) in paths.into_iter().skip(keep - 1) {
+    let Some(verified) = paths.iter().position(|(_, path)| Checkpoint::open(path).is_ok()) else {
+        return Ok(());
+    };
+    for (_, path) in paths.into_iter().skip(keep.max(verified + 1)) {
         files.remove_dir(&path).map_err(Error::io(&path))?;
     }
     Ok(())

@@ -101,7 +101,10 @@ impl Update {
     /// If the slices differ in length.
     pub fn apply(&self, p: &mut [f32], moments: &mut Moments, g: &[f32]) {
         let Moments { m, v } = moments;
-        assert!(p.len() == m.len() && p.len() == v.len() && p.len() == g.len(), "a slice of another parameter");
+        assert!(
+            p.len() == m.len() && p.len() == v.len() && p.len() == g.len(),
+            "a slice of another parameter"
+        );
         p.par_chunks_mut(CHUNK)
             .zip(m.par_chunks_mut(CHUNK))
             .zip(v.par_chunks_mut(CHUNK))
@@ -147,7 +150,8 @@ mod tests {
                 let g = g[i] as f64 * 0.5;
                 m[i] = 0.9 * m[i] + 0.1 * g;
                 v[i] = 0.95 * v[i] + 0.05 * g * g;
-                let (mean, square) = (m[i] / (1.0 - 0.9f64.powi(t as i32)), v[i] / (1.0 - 0.95f64.powi(t as i32)));
+                let (mean, square) =
+                    (m[i] / (1.0 - 0.9f64.powi(t as i32)), v[i] / (1.0 - 0.95f64.powi(t as i32)));
                 q[i] = q[i] * (1.0 - 1e-2 * 0.1) - 1e-2 * mean / (square.sqrt() + 1e-8);
             }
         }

@@ -43,7 +43,13 @@ pub fn config(steps: usize) -> TrainConfig {
 }
 
 pub fn lora() -> LoraConfig {
-    LoraConfig { rank: 4, alpha: 8.0, dropout: 0.1, targets: vec!["all-linear".into()], ..LoraConfig::default() }
+    LoraConfig {
+        rank: 4,
+        alpha: 8.0,
+        dropout: 0.1,
+        targets: vec!["all-linear".into()],
+        ..LoraConfig::default()
+    }
 }
 
 pub fn setup<'a>(model: &'a ModelFiles, config: &TrainConfig) -> Setup<'a> {
@@ -73,9 +79,13 @@ pub fn reference(file: &SafeTensors<'_>, name: &str) -> Vec<f64> {
     let tensor = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
     let bytes = tensor.data();
     match tensor.dtype() {
-        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
+        Dtype::F32 => {
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect()
+        }
         Dtype::F64 => bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
-        Dtype::I64 => bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
+        Dtype::I64 => {
+            bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect()
+        }
         other => panic!("{name}: {other:?}"),
     }
 }
