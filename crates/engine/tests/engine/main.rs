@@ -1,0 +1,8 @@
+//! The engine on the tiny models of `tests/fixtures`, held against `transformers`, the training forward and itself.
+
+mod budget;
+mod fixtures;
+mod formats;
+mod generation;
+mod invariance;
+mod scoring;
