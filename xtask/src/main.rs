@@ -1,1 +1,36 @@
-fn main() {}
+//! Chores of the project: `cargo xtask ci` runs every check and test.
+#![forbid(unsafe_code)]
+
+mod ci;
+mod tools;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask ci [--real]
+
+  ci          format, lints, tests, documentation, examples, CUDA check
+  ci --real   the same, and the tests on real weights (downloads SmolLM2, 93 MB)";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match arguments[..] {
+        ["ci"] => ci::run(false),
+        ["ci", "--real"] => ci::run(true),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

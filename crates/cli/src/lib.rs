@@ -1,1 +1,26 @@
-//! TBD
+//! hearth: a language model's whole way, as functions. The binary `hearth` is a thin user of this crate.
+//!
+//! # Layout
+//! - [`commands`]: one file per command; each has its arguments, its report and `run`.
+//! - [`recipe`], [`resolve`]: what a run is told, and what that means for each room.
+//! - [`open`], [`running`]: a model on disk with its words; the same in memory, answering.
+//! - [`golden`]: prompts with the logits a bundle must give.
+//! - [`fetch`], [`corpus`]: what the quickstart needs from elsewhere.
+//! - [`probe`], [`machine`]: what this machine can do and what it says about itself.
+//! - [`ui`], [`exit`], [`interrupt`]: output, exit codes, signals.
+#![forbid(unsafe_code)]
+
+pub mod commands;
+pub mod corpus;
+pub mod exit;
+pub mod fetch;
+pub mod gguf_vocabulary;
+pub mod golden;
+pub mod interrupt;
+pub mod machine;
+pub mod open;
+pub mod probe;
+pub mod recipe;
+pub mod resolve;
+pub mod running;
+pub mod ui;

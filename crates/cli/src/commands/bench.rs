@@ -1,0 +1,281 @@
+//! `hearth bench`: speed against this machine's own peak, measured in the same run.
+
+use crate::exit::usage;
+use crate::machine;
+use crate::probe::{self, Peaks};
+use crate::running::{ModelArgs, Running};
+use crate::ui::{Report, Ui, bytes, table};
+use hearth_data::{Loader, Sequence};
+use hearth_engine::Scorer;
+use hearth_engine::api::Sampling;
+use hearth_kernels::PackedMatrix;
+use hearth_model::{Group, ParamSpec};
+use hearth_train::{LoraConfig, Setup, TrainConfig, Trainer};
+use hearth_weights::ModelFiles;
+use serde::Serialize;
+use std::time::Instant;
+
+/// What is measured.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum BenchCommand {
+    /// Training steps on random tokens
+    Train(TrainBench),
+    /// Reading a prompt
+    Prefill(PrefillBench),
+    /// Generating token after token
+    Decode(DecodeBench),
+}
+
+/// Training steps on random tokens.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TrainBench {
+    /// Which model
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Measured steps, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub steps: usize,
+    /// Sequences per step, in one micro-batch
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
+    /// Tokens per sequence
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub seq: usize,
+    /// Train an adapter of this rank instead of every weight
+    #[arg(long, value_name = "RANK")]
+    pub lora: Option<usize>,
+}
+
+/// Reading a prompt.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PrefillBench {
+    /// Which model
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Tokens in the prompt
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub tokens: usize,
+    /// Measured runs, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub repeat: usize,
+}
+
+/// Generating token after token.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DecodeBench {
+    /// Which model
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Tokens in the prompt
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub prompt: usize,
+    /// Tokens generated
+    #[arg(short, value_name = "N", default_value_t = 64)]
+    pub n: usize,
+    /// Measured runs, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub repeat: usize,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct BenchReport {
+    /// `train`, `prefill` or `decode`.
+    pub name: &'static str,
+    /// Tokens per second: the median of the samples.
+    pub tok_s: f64,
+    /// Arithmetic per second at that speed, in GFLOP/s.
+    pub gflop_s: f64,
+    /// Weights read per second at that speed, in GB/s, where reading them is what takes the time.
+    pub gb_s: Option<f64>,
+    /// Share of the peak that bounds it: arithmetic, or for decode memory reads.
+    pub of_peak: f64,
+    /// Peaks of this machine, measured just before.
+    pub peaks: Peaks,
+    /// Largest resident memory of the process.
+    pub peak_rss_bytes: u64,
+    /// Tokens per second of each run.
+    pub samples: Vec<f64>,
+}
+
+/// Measures.
+///
+/// # Errors
+/// A model that cannot be loaded, sizes that do not fit it.
+pub fn run(command: &BenchCommand, ui: &Ui) -> anyhow::Result<BenchReport> {
+    ui.note("measuring this machine's peaks …");
+    let peaks = probe::peaks();
+    match command {
+        BenchCommand::Train(args) => train(args, peaks, ui),
+        BenchCommand::Prefill(args) => prefill(args, peaks, ui),
+        BenchCommand::Decode(args) => decode(args, peaks, ui),
+    }
+}
+
+fn prefill(args: &PrefillBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<BenchReport> {
+    at_least_one("--tokens", args.tokens)?;
+    let (model, loaded) = args.model.load(ui)?;
+    let flops = forward_flops(&model.files, args.tokens)?;
+    let tokens = random_tokens(args.tokens, model.files.config.vocab_size);
+    let mut scorer = Scorer::new(loaded, args.tokens)?;
+    let last = args.tokens - 1..args.tokens;
+    let samples = repeated(args.repeat, || {
+        let start = Instant::now();
+        scorer.score(&tokens, last.clone(), |_, _| ())?;
+        Ok(args.tokens as f64 / start.elapsed().as_secs_f64())
+    })?;
+    Ok(report("prefill", samples, flops / args.tokens as f64, peaks))
+}
+
+fn decode(args: &DecodeBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<BenchReport> {
+    at_least_one("--prompt", args.prompt)?;
+    if args.n < 2 {
+        return Err(usage(format!(
+            "-n is {}, it must be at least 2 to measure what lies between tokens",
+            args.n
+        )));
+    }
+    let running = Running::start(&args.model, 1, ui)?;
+    let files = &running.model.files;
+    let prompt = random_tokens(args.prompt, files.config.vocab_size);
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    let samples = repeated(args.repeat, || {
+        let answer = running.generate(prompt.clone(), args.n, greedy.clone(), Vec::new(), |_| Ok(()))?;
+        Ok(answer.decode_tok_s)
+    })?;
+    let read = bytes_per_token(files)? as f64;
+    let mut report = report("decode", samples, forward_flops(files, 1)?, peaks);
+    let gb_s = read * report.tok_s / 1e9;
+    report.gb_s = Some(gb_s);
+    report.of_peak = gb_s / peaks.read_gb_s;
+    Ok(report)
+}
+
+fn train(args: &TrainBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<BenchReport> {
+    at_least_one("--batch", args.batch)?;
+    if args.seq < 2 {
+        return Err(usage(format!("--seq is {}, it must be at least 2", args.seq)));
+    }
+    let model = crate::open::Model::open_adapted(&args.model.model, args.model.adapter.as_deref(), ui)?;
+    let sequences: Vec<Sequence> =
+        (0..args.batch).map(|_| sequence(args.seq, model.files.config.vocab_size)).collect();
+    let config = TrainConfig {
+        steps: args.steps + 1,
+        global_batch: args.batch,
+        micro_batch: args.batch,
+        adapter: args.lora.map(|rank| LoraConfig { rank, ..LoraConfig::default() }),
+        peak_flops: Some(peaks.flops),
+        ..TrainConfig::default()
+    };
+    let setup = Setup {
+        arch: hearth_model::architecture(&model.files.config)?,
+        weights: &*model.files.tensors,
+        loader: Loader::new(sequences, 0, args.batch)?,
+        device: hearth_model::device::open("cpu")?,
+        companions: Vec::new(),
+    };
+    let mut trainer = Trainer::new(setup, config)?;
+    let mut mfu = Vec::new();
+    let samples = repeated(args.steps, || {
+        let step = trainer.step()?;
+        mfu.push(step.mfu.unwrap_or(0.0));
+        Ok(step.tok_s)
+    })?;
+    let of_peak = median(&mfu[1..]);
+    Ok(BenchReport { of_peak, gflop_s: of_peak * peaks.flops / 1e9, ..report("train", samples, 0.0, peaks) })
+}
+
+/// The samples of all runs but the first, which warms up.
+fn repeated(runs: usize, mut measure: impl FnMut() -> anyhow::Result<f64>) -> anyhow::Result<Vec<f64>> {
+    at_least_one("the number of runs", runs)?;
+    measure()?;
+    (0..runs).map(|_| measure()).collect()
+}
+
+fn report(name: &'static str, samples: Vec<f64>, flops_per_token: f64, peaks: Peaks) -> BenchReport {
+    let tok_s = median(&samples);
+    let flops = flops_per_token * tok_s;
+    BenchReport {
+        name,
+        tok_s,
+        gflop_s: flops / 1e9,
+        gb_s: None,
+        of_peak: flops / peaks.flops,
+        peaks,
+        peak_rss_bytes: machine::peak_rss_bytes(),
+        samples,
+    }
+}
+
+fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}
+
+fn at_least_one(what: &str, n: usize) -> anyhow::Result<()> {
+    if n == 0 { Err(usage(format!("{what} is 0, it must be at least 1"))) } else { Ok(()) }
+}
+
+/// Ids that a linear congruential generator spreads over the vocabulary: the same in every run.
+fn random_tokens(count: usize, vocab_size: usize) -> Vec<u32> {
+    let mut state = 1u64;
+    let next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocab_size as u64) as u32
+    };
+    std::iter::repeat_with(next).take(count).collect()
+}
+
+fn sequence(len: usize, vocab_size: usize) -> Sequence {
+    let ids = random_tokens(len, vocab_size);
+    let mut labels: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    labels[0] = hearth_data::IGNORE;
+    Sequence { ids, labels, documents: vec![len] }
+}
+
+/// Matrices that every token is multiplied by: all linear layers and the head.
+fn multiplied(files: &ModelFiles) -> anyhow::Result<Vec<ParamSpec>> {
+    let mut specs = hearth_model::params(hearth_model::architecture(&files.config)?.as_ref());
+    let tied = files.config.tie_word_embeddings;
+    specs.retain(|spec| spec.shape.len() == 2 && (tied || spec.group != Group::Embedding));
+    Ok(specs)
+}
+
+/// Arithmetic of reading `tokens` tokens when only the last one's logits are wanted.
+fn forward_flops(files: &ModelFiles, tokens: usize) -> anyhow::Result<f64> {
+    let c = &files.config;
+    let head = 2.0 * (c.vocab_size * c.hidden_size) as f64;
+    let linear: usize = multiplied(files)?.iter().filter(|spec| spec.linear).map(ParamSpec::len).sum();
+    let pairs = (tokens * (tokens + 1) / 2 * c.num_layers) as f64;
+    Ok(2.0 * linear as f64 * tokens as f64 + 4.0 * (c.num_heads * c.head_dim) as f64 * pairs + head)
+}
+
+/// Weights read for one token, as they are held.
+fn bytes_per_token(files: &ModelFiles) -> anyhow::Result<usize> {
+    let mut total = 0;
+    for spec in multiplied(files)? {
+        let format = files.expect(&spec.name, &spec.shape)?.format.name();
+        total += PackedMatrix::bytes_for(spec.shape[0], spec.shape[1], format);
+    }
+    Ok(total)
+}
+
+impl Report for BenchReport {
+    fn text(&self) -> String {
+        let bound = if self.gb_s.is_some() { "memory reads" } else { "arithmetic" };
+        let mut rows = vec![
+            ("speed", format!("{:.1} tok/s", self.tok_s)),
+            ("arithmetic", format!("{:.2} GFLOP/s of {:.1}", self.gflop_s, self.peaks.flops / 1e9)),
+        ];
+        rows.extend(
+            self.gb_s.map(|gb_s| ("weights read", format!("{gb_s:.2} GB/s of {:.1}", self.peaks.read_gb_s))),
+        );
+        rows.extend([
+            ("share of peak", format!("{:.0} % ({bound})", self.of_peak * 100.0)),
+            ("peak memory", bytes(self.peak_rss_bytes)),
+            ("samples", self.samples.iter().map(|s| format!("{s:.1}")).collect::<Vec<_>>().join("  ")),
+        ]);
+        format!("{}\n{}", self.name, table(rows))
+    }
+}

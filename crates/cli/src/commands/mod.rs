@@ -1,0 +1,14 @@
+//! The commands, one file each: `run(args, ui)` does the work and returns what was found.
+
+pub mod bench;
+pub mod chat;
+pub mod ckpt;
+pub mod convert;
+pub mod doctor;
+pub mod eval;
+pub mod generate;
+pub mod inspect;
+pub mod logits;
+pub mod quickstart;
+pub mod serve;
+pub mod train;

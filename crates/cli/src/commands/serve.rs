@@ -1,0 +1,216 @@
+//! `hearth serve`: an OpenAI-compatible HTTP API over one model.
+
+use crate::exit::usage;
+use crate::interrupt::Interrupt;
+use crate::running::{ModelArgs, Running};
+use crate::ui::{Report, Ui, table};
+use anyhow::{Context, anyhow};
+use hearth_engine::EngineHandle;
+use hearth_server::{AppState, ServeError, ServerConfig, Service};
+use serde::Serialize;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Serves a model until SIGINT or SIGTERM; requests in flight are finished first.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServeArgs {
+    /// Which model
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Address to listen on
+    #[arg(long, value_name = "H", default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Port to listen on; 0 = any free one
+    #[arg(long, value_name = "P", default_value_t = 8080)]
+    pub port: u16,
+    /// Key that clients must send as a bearer token
+    #[arg(long, value_name = "K")]
+    pub api_key: Option<String>,
+    /// Sequences in the batch at once
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub max_seqs: usize,
+    /// Name under which the model is listed [default: the file's or directory's]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+}
+
+impl ServeArgs {
+    /// On this machine only, on any free port.
+    pub fn local(model: ModelArgs) -> Self {
+        Self { model, host: [127, 0, 0, 1].into(), port: 0, api_key: None, max_seqs: 16, name: None }
+    }
+}
+
+/// What a server did in its life.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServeReport {
+    /// Where it listened.
+    pub url: String,
+    /// Generations that were finished.
+    pub finished: u64,
+    /// Generations that were cancelled.
+    pub cancelled: u64,
+    /// Prompt tokens computed.
+    pub prompt_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+}
+
+/// A server on threads of its own.
+pub struct Server {
+    address: SocketAddr,
+    engine: EngineHandle,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<Result<(), ServeError>>,
+}
+
+/// Serves until a signal asks for the end.
+///
+/// # Errors
+/// A port in use, a model that cannot be loaded, requests that outlived the drain timeout.
+pub fn run(args: &ServeArgs, ui: &Ui) -> anyhow::Result<ServeReport> {
+    let interrupt = Interrupt::listen()?;
+    let server = Server::start(args, ui)?;
+    let line = format!("listening on {}", server.url());
+    if ui.json() {
+        ui.note(&line)
+    } else {
+        ui.stream(&(line + "\n"))?
+    }
+    while !interrupt.raised() && !server.thread.is_finished() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    ui.note("finishing what is in flight …");
+    server.stop()
+}
+
+impl Server {
+    /// Listens at once, answers 503 until the model is loaded, and returns when it is.
+    ///
+    /// # Errors
+    /// A port in use, a model that cannot be loaded.
+    pub fn start(args: &ServeArgs, ui: &Ui) -> anyhow::Result<Self> {
+        let config = config(args)?;
+        if !args.host.is_loopback() && args.api_key.is_none() {
+            ui.note(format!(
+                "anyone who reaches {} may use this server; --api-key K keeps it to those who know K",
+                args.host
+            ));
+        }
+        let listener = listen(args.host, args.port)?;
+        let address = listener.local_addr()?;
+        let state = AppState::new(config);
+        let (stop, stopped) = oneshot::channel();
+        let thread = spawn(listener, state.clone(), stopped)?;
+        // From here on the server must be taken down again when loading fails: dropping `stop` does that.
+        let Running { model, engine } = Running::start(&args.model, args.max_seqs, ui)?;
+        let eos_tokens = model.eos_tokens();
+        state.ready(Service {
+            engine: engine.clone(),
+            tokenizer: model.tokenizer,
+            template: model.template,
+            eos_tokens,
+        });
+        Ok(Self { address, engine, stop, thread })
+    }
+
+    /// Where it listens, as `http://H:P`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Takes no more requests, finishes those in flight and ends.
+    ///
+    /// # Errors
+    /// Requests that outlived the drain timeout, a listener that failed.
+    pub fn stop(self) -> anyhow::Result<ServeReport> {
+        let url = self.url();
+        drop(self.stop);
+        let ended = self.thread.join().map_err(|_| anyhow!("the server's thread panicked"))?;
+        self.engine.shutdown();
+        ended?;
+        let stats = self.engine.stats();
+        Ok(ServeReport {
+            url,
+            finished: stats.finished,
+            cancelled: stats.cancelled,
+            prompt_tokens: stats.prompt_tokens,
+            generated_tokens: stats.generated_tokens,
+        })
+    }
+}
+
+fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
+    args.model.budget()?;
+    if args.max_seqs == 0 {
+        return Err(usage("--max-seqs is 0, it must be at least 1"));
+    }
+    if args.api_key.as_deref() == Some("") {
+        return Err(usage("--api-key is empty; give a key, or leave the flag out"));
+    }
+    let name = args.name.clone().unwrap_or_else(|| model_name(&args.model.model));
+    Ok(ServerConfig {
+        model_aliases: vec![args.model.model.display().to_string()],
+        api_key: args.api_key.clone(),
+        max_seqs: args.max_seqs,
+        ..ServerConfig::new(name)
+    })
+}
+
+/// The last part of the path, without `.gguf`.
+fn model_name(path: &Path) -> String {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let name = absolute.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned());
+    name.strip_suffix(".gguf").unwrap_or(&name).to_owned()
+}
+
+fn listen(host: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind((host, port)).map_err(|e| match e.kind() {
+        std::io::ErrorKind::AddrInUse => usage(format!(
+            "port {port} of {host} is in use; choose another with --port, or --port 0 for any free one"
+        )),
+        _ => usage(format!("cannot listen on {host} port {port}: {e}")),
+    })?;
+    listener.set_nonblocking(true).context("cannot set up the listener")?;
+    Ok(listener)
+}
+
+fn spawn(
+    listener: TcpListener,
+    state: AppState,
+    stopped: oneshot::Receiver<()>,
+) -> anyhow::Result<JoinHandle<Result<(), ServeError>>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .thread_name("hearth-http")
+        .build()
+        .context("cannot start the server's threads")?;
+    let work = move || {
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let end = async {
+                // An error means that the sender is gone: that is the signal.
+                let _ = stopped.await;
+            };
+            hearth_server::serve(listener, state, end).await
+        })
+    };
+    std::thread::Builder::new()
+        .name("hearth-serve".into())
+        .spawn(work)
+        .context("cannot start the server's thread")
+}
+
+impl Report for ServeReport {
+    fn text(&self) -> String {
+        table([
+            ("generations", format!("{} finished, {} cancelled", self.finished, self.cancelled)),
+            ("prompt tokens", self.prompt_tokens.to_string()),
+            ("generated tokens", self.generated_tokens.to_string()),
+        ])
+    }
+}

@@ -1,0 +1,109 @@
+//! The ChatterBot corpus as chat rows: `conversations` in YAML → `{"messages": […]}` lines.
+
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+use serde_json::json;
+use serde_yaml_ng::Value;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
+/// Where the English conversations lie in the wheel.
+const FOLDER: &str = "chatterbot_corpus/data/english/";
+
+/// Largest file read out of the wheel.
+const FILE_LIMIT: u64 = 16 << 20;
+
+#[derive(Deserialize)]
+struct Corpus {
+    #[serde(default)]
+    conversations: Vec<Vec<Value>>,
+}
+
+/// Writes every English conversation of `wheel` as one line of `jsonl`, in the wheel's order. The file appears
+/// under its name only when it is complete. Returns the number of conversations.
+///
+/// # Errors
+/// When the wheel cannot be read, holds no conversations, or the file cannot be written.
+pub fn write_jsonl(wheel: &Path, jsonl: &Path) -> anyhow::Result<usize> {
+    let mut archive = zip::ZipArchive::new(File::open(wheel)?)
+        .with_context(|| format!("{} is not a readable wheel", wheel.display()))?;
+    let all = archive.file_names().filter_map(|name| Some(name.ok()?.into_owned()));
+    let mut names: Vec<String> =
+        all.filter(|name| name.starts_with(FOLDER) && name.ends_with(".yml")).collect();
+    names.sort();
+    let mut lines = Vec::new();
+    for name in names {
+        let mut text = String::new();
+        archive.by_name(&name)?.take(FILE_LIMIT).read_to_string(&mut text).with_context(|| name.clone())?;
+        lines.extend(rows(&text).with_context(|| name.clone())?);
+    }
+    ensure!(!lines.is_empty(), "{} holds no English conversations", wheel.display());
+    let folder = jsonl.parent().context("the file has no folder")?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)
+        .with_context(|| format!("cannot write to {}", folder.display()))?;
+    for line in &lines {
+        writeln!(file, "{line}")?;
+    }
+    file.as_file().sync_all()?;
+    file.persist(jsonl).with_context(|| format!("cannot write {}", jsonl.display()))?;
+    Ok(lines.len())
+}
+
+/// The conversations of one YAML file that have a question and an answer: user and assistant take turns.
+fn rows(yaml: &str) -> anyhow::Result<Vec<serde_json::Value>> {
+    let corpus: Corpus = serde_yaml_ng::from_str(yaml).context("not the YAML of a dialogue corpus")?;
+    let row = |turns: &Vec<Value>| {
+        let turns: Vec<String> = turns.iter().filter_map(words).collect();
+        let whole = turns.len() / 2 * 2;
+        let messages: Vec<_> = turns[..whole]
+            .iter()
+            .enumerate()
+            .map(|(i, text)| json!({"role": if i % 2 == 0 { "user" } else { "assistant" }, "content": text}))
+            .collect();
+        (whole > 0).then(|| json!({"messages": messages}))
+    };
+    Ok(corpus.conversations.iter().filter_map(row).collect())
+}
+
+/// What is said; YAML reads a year or a yes as something else than text.
+fn words(value: &Value) -> Option<String> {
+    let text = match value {
+        Value::String(text) => text.trim().to_owned(),
+        Value::Bool(yes) => if *yes { "Yes" } else { "No" }.to_owned(),
+        Value::Number(number) => number.to_string(),
+        _ => return None,
+    };
+    (!text.is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_alternate_and_a_question_without_answer_is_left_out() {
+        let yaml = "categories: [a]\nconversations:\n- - Hi\n  - Hello\n- - Year?\n  - 1963\n  - Sure?\n- - alone\n- - Ok?\n  - yes\n";
+        let rows = rows(yaml).expect("valid");
+        let texts: Vec<Vec<&str>> = rows
+            .iter()
+            .map(|r| {
+                r["messages"]
+                    .as_array()
+                    .expect("list")
+                    .iter()
+                    .map(|m| m["content"].as_str().expect("text"))
+                    .collect()
+            })
+            .collect();
+        assert_eq!(texts[0], ["Hi", "Hello"]);
+        assert_eq!(texts[1], ["Year?", "1963"]);
+        assert_eq!(texts.len(), 3);
+        assert_eq!(rows[0]["messages"][1]["role"], "assistant");
+    }
+
+    #[test]
+    fn yaml_that_is_no_corpus_is_refused() {
+        assert!(rows("- just\n- a list\n").is_err());
+    }
+}

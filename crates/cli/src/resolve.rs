@@ -1,0 +1,119 @@
+//! Recipe → what each room is told. Only this crate knows recipes.
+
+use crate::exit::usage;
+use crate::recipe::choices::{AdapterKind, Dtype, MethodKind, Recompute, SchedKind, Split, TrainOn};
+use crate::recipe::tables::{DataEntry, Recipe};
+use hearth_data::{DataFile, DatasetConfig};
+use hearth_train::{CheckpointConfig, Compute, LogConfig, LoraConfig, Schedule, ScheduleKind, TrainConfig};
+use std::path::{Path, PathBuf};
+
+/// The data room's share.
+pub fn dataset(recipe: &Recipe, vocab_size: usize) -> DatasetConfig {
+    DatasetConfig {
+        files: recipe.data.iter().map(data_file).collect(),
+        // Pre-training has no roles to choose between.
+        train_on: match (recipe.method.kind, recipe.data_opts.train_on) {
+            (MethodKind::Sft, TrainOn::Assistant) => hearth_data::TrainOn::Assistant,
+            _ => hearth_data::TrainOn::All,
+        },
+        packing: recipe.data_opts.packing,
+        max_seq_len: recipe.train.max_seq_len,
+        val_fraction: recipe.data_opts.val_fraction,
+        seed: recipe.train.seed,
+        vocab_size: Some(vocab_size),
+    }
+}
+
+fn data_file(entry: &DataEntry) -> DataFile {
+    DataFile {
+        path: PathBuf::from(&entry.path),
+        format: entry.format.name().to_owned(),
+        split: match entry.split {
+            Split::Train => hearth_data::Split::Train,
+            Split::Val => hearth_data::Split::Val,
+        },
+    }
+}
+
+/// The trainer's share. `steps_per_epoch` turns epochs into steps.
+///
+/// # Errors
+/// When warm-up does not fit into the steps that the epochs come to.
+pub fn training(
+    recipe: &Recipe,
+    steps_per_epoch: usize,
+    peak_flops: Option<f64>,
+) -> anyhow::Result<TrainConfig> {
+    let (t, o) = (&recipe.train, &recipe.optim);
+    let steps = steps(recipe, steps_per_epoch);
+    if recipe.sched.warmup as usize > steps {
+        let epochs = t.epochs.unwrap_or_default();
+        return Err(usage(format!(
+            "[sched] warmup is {}, but {epochs} epochs of this data are only {steps} steps; warm-up must fit",
+            recipe.sched.warmup
+        )));
+    }
+    Ok(TrainConfig {
+        steps,
+        global_batch: t.global_batch,
+        micro_batch: t.micro_batch,
+        clip_norm: t.clip_norm,
+        seed: t.seed,
+        optim: hearth_train::AdamW { lr: o.lr, betas: o.betas, eps: o.eps, weight_decay: o.weight_decay },
+        sched: schedule(recipe),
+        compute: if recipe.precision.compute == Dtype::Bf16 { Compute::Bf16 } else { Compute::F32 },
+        recompute: match recipe.activation.checkpoint {
+            Recompute::None => hearth_train::Recompute::None,
+            Recompute::Full => hearth_train::Recompute::Full,
+        },
+        adapter: (recipe.adapter.kind != AdapterKind::None).then(|| adapter(recipe)),
+        checkpoint: Some(CheckpointConfig {
+            dir: PathBuf::from(&recipe.checkpoint.dir),
+            every: recipe.checkpoint.every as usize,
+            keep: recipe.checkpoint.keep,
+        }),
+        eval_every: recipe.eval.every as usize,
+        log: LogConfig { jsonl: recipe.log.jsonl, tensorboard: recipe.log.tensorboard },
+        peak_flops,
+    })
+}
+
+/// Optimizer steps of the run.
+pub fn steps(recipe: &Recipe, steps_per_epoch: usize) -> usize {
+    match (recipe.train.steps, recipe.train.epochs) {
+        (Some(steps), _) => steps as usize,
+        (None, Some(epochs)) => ((epochs * steps_per_epoch as f64).round() as usize).max(1),
+        (None, None) => 100,
+    }
+}
+
+fn schedule(recipe: &Recipe) -> Schedule {
+    Schedule {
+        kind: match recipe.sched.kind {
+            SchedKind::Constant => ScheduleKind::Constant,
+            SchedKind::Linear => ScheduleKind::Linear,
+            SchedKind::Cosine => ScheduleKind::Cosine,
+            SchedKind::Wsd => ScheduleKind::Wsd,
+        },
+        warmup: recipe.sched.warmup as usize,
+        min_lr: recipe.sched.min_lr,
+        decay: recipe.sched.decay as usize,
+    }
+}
+
+fn adapter(recipe: &Recipe) -> LoraConfig {
+    let a = &recipe.adapter;
+    LoraConfig {
+        rank: a.rank,
+        alpha: a.alpha,
+        dropout: a.dropout as f32,
+        targets: a.targets.clone(),
+        rslora: a.rslora,
+        base_model: absolute(Path::new(&recipe.model.path)).display().to_string(),
+    }
+}
+
+/// Where the path leads from anywhere.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}

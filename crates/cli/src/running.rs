@@ -1,0 +1,192 @@
+//! A model in memory, ready to answer: what `generate`, `chat`, `serve` and their kin start from.
+
+use crate::exit::usage;
+use crate::golden;
+use crate::open::Model;
+use crate::ui::{Ui, bytes};
+use anyhow::bail;
+use hearth_engine::api::{Event, FinishReason, Request, Sampling};
+use hearth_engine::{Engine, EngineConfig, EngineHandle, LoadedModel};
+use hearth_memory::{Budget, Ledger};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Which model, within which memory.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ModelArgs {
+    /// Hugging Face directory, .gguf file, bundle or checkpoint
+    pub model: PathBuf,
+    /// LoRA adapter laid over it
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Byte limit: 600MiB, or device=600MiB,host=1GiB
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Check a bundle's golden prompts before anything else
+    #[arg(long)]
+    pub verify_golden: bool,
+}
+
+impl ModelArgs {
+    /// The model at this path, without limits.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { model: path.into(), ..Self::default() }
+    }
+
+    /// The byte limits.
+    ///
+    /// # Errors
+    /// When the text is not a size.
+    pub fn budget(&self) -> anyhow::Result<Budget> {
+        match &self.memory {
+            None => Ok(Budget::UNLIMITED),
+            Some(text) => text.parse().map_err(|e: hearth_memory::Error| usage(format!("--memory: {e}"))),
+        }
+    }
+
+    /// Opens the model's files and reads its weights into memory.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged, a budget too small, golden prompts that do not give their logits.
+    pub fn load(&self, ui: &Ui) -> anyhow::Result<(Model, LoadedModel)> {
+        let budget = self.budget()?;
+        let model = Model::open_adapted(&self.model, self.adapter.as_deref(), ui)?;
+        if self.verify_golden {
+            verify_golden(&self.model, &model, ui)?;
+        }
+        let loaded = LoadedModel::load(&model.files, &Ledger::new(budget), &|_| ())?;
+        Ok((model, loaded))
+    }
+}
+
+fn verify_golden(path: &Path, model: &Model, ui: &Ui) -> anyhow::Result<()> {
+    let bundle = hearth_weights::bundle::is_bundle(path);
+    let Some(golden) = (if bundle { hearth_weights::bundle::golden(path)? } else { None }) else {
+        return Err(usage(format!("{} has no golden prompts; only bundles have", path.display())));
+    };
+    let difference = golden::difference(&model.files, &serde_json::from_slice(&golden)?)?;
+    if difference > golden::TOLERANCE {
+        bail!(
+            "{}: logits of the golden prompts are off by {difference}, at most {} is allowed",
+            path.display(),
+            golden::TOLERANCE
+        );
+    }
+    ui.note(format!("golden prompts: logits agree (largest difference {difference:e})"));
+    Ok(())
+}
+
+/// Words, weights and a running engine.
+pub struct Running {
+    /// The words.
+    pub model: Model,
+    /// The engine.
+    pub engine: EngineHandle,
+}
+
+/// What one generation came to.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Generated token ids.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// Prompt tokens per second, up to the first generated token.
+    pub prefill_tok_s: f64,
+    /// Generated tokens per second, after the first.
+    pub decode_tok_s: f64,
+}
+
+impl Running {
+    /// Loads a model and starts an engine for `max_seqs` sequences at a time.
+    ///
+    /// # Errors
+    /// As [`ModelArgs::load`], and bounds that contradict each other.
+    pub fn start(args: &ModelArgs, max_seqs: usize, ui: &Ui) -> anyhow::Result<Self> {
+        let (model, loaded) = args.load(ui)?;
+        ui.note(format!("{}: {} of weights", args.model.display(), bytes(loaded.weight_bytes())));
+        let config = EngineConfig { max_seqs, ..EngineConfig::default() };
+        Ok(Self { model, engine: Engine::start(loaded, config)? })
+    }
+
+    /// Generates up to `n` tokens, handing each to `each` as it comes. Tokens of `stop` end it and are not given.
+    ///
+    /// # Errors
+    /// A prompt that does not fit, an engine that fails, and whatever `each` returns.
+    pub fn generate(
+        &self,
+        prompt: Vec<u32>,
+        n: usize,
+        sampling: Sampling,
+        stop: Vec<u32>,
+        mut each: impl FnMut(u32) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Answer> {
+        let prompt_len = prompt.len();
+        let request = Request {
+            prompt,
+            max_tokens: n,
+            stop_tokens: stop,
+            sampling,
+            logprobs: None,
+            prompt_logprobs: None,
+        };
+        let start = Instant::now();
+        let mut generation = self.engine.submit(request).map_err(|e| usage(e.to_string()))?;
+        let (mut tokens, mut first) = (Vec::new(), None);
+        let reason = loop {
+            match generation.next_blocking() {
+                Some(Event::Token { id, .. }) => {
+                    first.get_or_insert_with(|| start.elapsed());
+                    tokens.push(id);
+                    each(id)?;
+                }
+                Some(Event::Prompt(_)) => {}
+                Some(Event::Finished { reason, .. }) => break reason,
+                Some(Event::Failed(why)) => bail!("the engine could not go on: {why}"),
+                None => bail!("the engine ended before the generation did"),
+            }
+        };
+        let first = first.unwrap_or_else(|| start.elapsed());
+        let rest = start.elapsed().saturating_sub(first);
+        Ok(Answer {
+            prefill_tok_s: rate(prompt_len, first),
+            decode_tok_s: rate(tokens.len().saturating_sub(1), rest),
+            tokens,
+            reason,
+        })
+    }
+}
+
+/// Things per second; 0 when there were none.
+pub fn rate(count: usize, time: Duration) -> f64 {
+    if count == 0 { 0.0 } else { count as f64 / time.as_secs_f64().max(1e-9) }
+}
+
+/// Token ids as users write them: `1,2,3`.
+///
+/// # Errors
+/// The part that is not a whole number.
+pub fn parse_tokens(text: &str) -> Result<Vec<u32>, String> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| part.parse().map_err(|_| format!("{part:?} is not a token id; write them as 1,2,3")))
+        .collect()
+}
+
+/// Whether the tokens exist, before anything is computed.
+///
+/// # Errors
+/// The first that does not.
+pub fn check_tokens(tokens: &[u32], vocab_size: usize) -> anyhow::Result<()> {
+    if tokens.is_empty() {
+        return Err(usage("there are no tokens; give at least one"));
+    }
+    match tokens.iter().position(|&id| id as usize >= vocab_size) {
+        Some(at) => Err(usage(format!(
+            "token id {} at position {at} is not below the vocabulary size {vocab_size}",
+            tokens[at]
+        ))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,90 @@
+//! Every check and test, one after another, each timed.
+
+use crate::tools;
+use anyhow::{Context, bail};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A step's name and how long it took.
+type Timed = (&'static str, Duration);
+
+/// Everything is built with one profile in one target directory, so that Burn is compiled once.
+pub fn run(real: bool) -> anyhow::Result<()> {
+    std::env::set_current_dir(root()).context("cannot enter the repository")?;
+    tools::require()?;
+    let mut done: Vec<Timed> = Vec::new();
+    let result = steps(real, &mut done);
+    print_times(&done);
+    result
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository")
+}
+
+fn steps(real: bool, done: &mut Vec<Timed>) -> anyhow::Result<()> {
+    step(done, "format", &["fmt", "--all", "--check"])?;
+    step(done, "lints", &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    if tools::nextest() {
+        step(done, "tests", &["nextest", "run", "--release", "--workspace", "--no-fail-fast"])?;
+        step(done, "doc tests", &["test", "--release", "--workspace", "--doc"])?;
+    } else {
+        step(done, "tests", &["test", "--release", "--workspace", "--no-fail-fast"])?;
+    }
+    examples(done)?;
+    step(done, "cuda check", &["check", "--release", "--package", "hearth", "--features", "cuda"])?;
+    if real {
+        real_weights(done)?;
+    }
+    Ok(())
+}
+
+/// The library's examples, on the tiny model among the fixtures, in a folder that goes away.
+fn examples(done: &mut Vec<Timed>) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir().context("no temporary folder")?;
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let tiny = root().join("tests/fixtures/tiny-chat");
+    let (model, data) =
+        (tiny.join("model").display().to_string(), tiny.join("train.jsonl").display().to_string());
+    let example = |name| vec!["run", "--release", "--quiet", "--package", "hearth", "--example", name, "--"];
+    let with = |name, arguments: &[&str]| [&example(name), arguments].concat().join("\n");
+    let lines = [
+        ("example finetune", with("finetune", &[&model, &data, &at("run")])),
+        ("example convert", with("convert", &[&model, &at("bundle")])),
+        ("example serve", with("serve", &[&at("bundle")])),
+    ];
+    for (name, line) in &lines {
+        step(done, name, &line.split('\n').collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+/// Tests on real weights, which they fetch themselves; without this variable they do nothing.
+fn real_weights(done: &mut Vec<Timed>) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let status = Command::new("cargo")
+        .args(["test", "--release", "--package", "hearth", "--package", "hearth-tests", "real_weights"])
+        .env("HEARTH_REAL_WEIGHTS", "1")
+        .status()
+        .context("cargo cannot be started")?;
+    done.push(("real weights", start.elapsed()));
+    if status.success() { Ok(()) } else { bail!("the tests on real weights failed") }
+}
+
+fn step(done: &mut Vec<Timed>, name: &'static str, arguments: &[&str]) -> anyhow::Result<()> {
+    println!("── {name}: cargo {}", arguments.join(" "));
+    let start = Instant::now();
+    let status = Command::new("cargo").args(arguments).status().context("cargo cannot be started")?;
+    done.push((name, start.elapsed()));
+    if status.success() { Ok(()) } else { bail!("{name} failed: cargo {}", arguments.join(" ")) }
+}
+
+fn print_times(done: &[Timed]) {
+    println!("\n{:<20} {:>8}", "step", "seconds");
+    for (name, time) in done {
+        println!("{name:<20} {:>8.1}", time.as_secs_f64());
+    }
+    let total: Duration = done.iter().map(|(_, time)| *time).sum();
+    println!("{:<20} {:>8.1}", "total", total.as_secs_f64());
+}

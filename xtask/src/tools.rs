@@ -1,0 +1,41 @@
+//! Programs the checks need, and one sentence each on how to get them.
+
+use anyhow::bail;
+use std::process::{Command, Stdio};
+
+/// Whether `program arguments` runs and succeeds; says nothing.
+pub fn works(program: &str, arguments: &[&str]) -> bool {
+    let status = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|s| s.success())
+}
+
+/// Refuses to start on a machine that lacks something.
+pub fn require() -> anyhow::Result<()> {
+    let needed: [(&str, &[&str], &str); 4] = [
+        ("cc", &["--version"], "a C compiler is needed; on Debian: apt install build-essential"),
+        ("cargo", &["fmt", "--version"], "rustfmt is needed; get it with: rustup component add rustfmt"),
+        ("cargo", &["clippy", "--version"], "clippy is needed; get it with: rustup component add clippy"),
+        ("python3", &["--version"], "Python 3 is needed; on Debian: apt install python3 python3-pip"),
+    ];
+    for (program, arguments, sentence) in needed {
+        if !works(program, arguments) {
+            bail!("{sentence}");
+        }
+    }
+    Ok(())
+}
+
+/// Makes sure cargo-nextest is there; `false` when it is not and cannot be had, so that `cargo test` must do.
+pub fn nextest() -> bool {
+    if works("cargo", &["nextest", "--version"]) {
+        return true;
+    }
+    println!("installing cargo-nextest …");
+    // Outside the workspace's target directory and profile: it is not ours.
+    let status = Command::new("cargo").args(["install", "cargo-nextest", "--locked"]).status();
+    let installed = status.is_ok_and(|s| s.success()) && works("cargo", &["nextest", "--version"]);
+    if !installed {
+        println!("cargo-nextest could not be installed; using cargo test instead");
+    }
+    installed
+}
