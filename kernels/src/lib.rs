@@ -3,7 +3,7 @@
 //! # Layout
 //! - this file: the ops as functions of [`Tensor`]s.
 //! - [`ops`]: the backend extension trait behind them; `autodiff`: hand-written backward passes; `flex`: the
-//!   CPU backend, calling the slice kernels.
+//!   CPU backend, calling the slice kernels; `composed`: every op of Burn's primitives, the plain reference.
 //! - [`paged`]: the KV cache and attention through it, for inference.
 //! - [`cpu`]: kernels on plain slices, each compiled for every instruction set from one source.
 //!
@@ -20,6 +20,9 @@ pub mod ops;
 pub mod paged;
 
 mod autodiff;
+mod composed;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod flex;
 
 use burn::backend::Dispatch;

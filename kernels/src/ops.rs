@@ -1,8 +1,10 @@
 //! The backend extension trait behind the ops of this crate.
 //!
 //! Shapes and meanings stand at the functions in [the crate root](crate). `*_backward` take the upstream
-//! gradient last and return the inputs' gradients in the inputs' order.
+//! gradient last and return the inputs' gradients in the inputs' order. The default bodies are the composed
+//! reference; a backend overrides what it has kernels for.
 
+use crate::composed;
 use crate::cpu::attention::AttentionSpec;
 use crate::cpu::packed::PackedMatrix;
 use crate::cpu::rope::RotaryTable;
@@ -11,35 +13,62 @@ use std::sync::Arc;
 
 /// Fused ops a backend provides.
 #[allow(missing_docs, reason = "documented once, at the functions of the crate root")]
-#[backend_extension(Autodiff, Flex)]
+#[backend_extension(Autodiff, Flex, Cube: cfg(feature = "cuda"))]
 pub trait FusedOps: Backend {
-    fn rms_norm(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f32) -> FloatTensor<Self>;
+    fn rms_norm(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
+        composed::rms_norm::<Self>(x, w, eps)
+    }
+
     fn rms_norm_backward(
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,
         eps: f32,
         dy: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::rms_norm_backward::<Self>(x, w, eps, dy)
+    }
 
-    fn project(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn project(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::project::<Self>(x, w)
+    }
+
     /// `dx = dy·w`.
-    fn project_backward_x(w: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn project_backward_x(w: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::project_backward_x::<Self>(w, dy)
+    }
+
     /// `dw = dyᵀ·x`.
-    fn project_backward_w(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn project_backward_w(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::project_backward_w::<Self>(x, dy)
+    }
 
-    fn project_packed(x: FloatTensor<Self>, w: Arc<PackedMatrix>) -> FloatTensor<Self>;
+    fn project_packed(x: FloatTensor<Self>, w: Arc<PackedMatrix>) -> FloatTensor<Self> {
+        let w = composed::decoded::<Self>(&w, &x);
+        composed::project::<Self>(x, w)
+    }
+
     /// `dx = dy·w`.
-    fn project_packed_backward(dy: FloatTensor<Self>, w: Arc<PackedMatrix>) -> FloatTensor<Self>;
+    fn project_packed_backward(dy: FloatTensor<Self>, w: Arc<PackedMatrix>) -> FloatTensor<Self> {
+        let w = composed::decoded::<Self>(&w, &dy);
+        composed::project_backward_x::<Self>(w, dy)
+    }
 
     /// `inverse` rotates the other way: the backward pass.
-    fn rope(x: FloatTensor<Self>, table: Arc<RotaryTable>, inverse: bool) -> FloatTensor<Self>;
+    fn rope(x: FloatTensor<Self>, table: Arc<RotaryTable>, inverse: bool) -> FloatTensor<Self> {
+        composed::rope::<Self>(x, &table, inverse)
+    }
 
-    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::swiglu::<Self>(gate, up)
+    }
+
     fn swiglu_backward(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         dy: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::swiglu_backward::<Self>(gate, up, dy)
+    }
 
     fn causal_attention(
         q: FloatTensor<Self>,
@@ -47,7 +76,10 @@ pub trait FusedOps: Backend {
         v: FloatTensor<Self>,
         documents: Arc<[usize]>,
         spec: AttentionSpec,
-    ) -> FloatTensor<Self>;
+    ) -> FloatTensor<Self> {
+        composed::causal_attention::<Self>(q, k, v, &documents, spec)
+    }
+
     fn causal_attention_backward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -55,36 +87,63 @@ pub trait FusedOps: Backend {
         documents: Arc<[usize]>,
         spec: AttentionSpec,
         dy: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        composed::causal_attention_backward::<Self>(q, k, v, &documents, spec, dy)
+    }
 
     fn linear_cross_entropy(
         h: FloatTensor<Self>,
         w: FloatTensor<Self>,
         targets: Arc<[i32]>,
-    ) -> FloatTensor<Self>;
+    ) -> FloatTensor<Self> {
+        composed::linear_cross_entropy::<Self>(h, w, &targets)
+    }
+
     /// The loss with `dh` and, if `with_dw`, `dw` (else an empty tensor): one pass makes the logits once.
     fn linear_cross_entropy_with_grads(
         h: FloatTensor<Self>,
         w: FloatTensor<Self>,
         targets: Arc<[i32]>,
         with_dw: bool,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let _ = with_dw;
+        composed::linear_cross_entropy_with_grads::<Self>(h, w, &targets)
+    }
 
     fn linear_cross_entropy_packed(
         h: FloatTensor<Self>,
         w: Arc<PackedMatrix>,
         targets: Arc<[i32]>,
-    ) -> FloatTensor<Self>;
+    ) -> FloatTensor<Self> {
+        let w = composed::decoded::<Self>(&w, &h);
+        composed::linear_cross_entropy::<Self>(h, w, &targets)
+    }
+
     /// The loss with `dh`.
     fn linear_cross_entropy_packed_with_grads(
         h: FloatTensor<Self>,
         w: Arc<PackedMatrix>,
         targets: Arc<[i32]>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let w = composed::decoded::<Self>(&w, &h);
+        let (loss, dh, _) = composed::linear_cross_entropy_with_grads::<Self>(h, w, &targets);
+        (loss, dh)
+    }
 
-    fn gather_rows(w: FloatTensor<Self>, ids: Arc<[u32]>) -> FloatTensor<Self>;
+    fn gather_rows(w: FloatTensor<Self>, ids: Arc<[u32]>) -> FloatTensor<Self> {
+        composed::gather_rows::<Self>(w, &ids)
+    }
+
     /// Rows of `dy` added, in their order, to the rows `ids` of a zero `[vocab, d]`.
-    fn scatter_rows(dy: FloatTensor<Self>, ids: Arc<[u32]>, vocab: usize) -> FloatTensor<Self>;
+    fn scatter_rows(dy: FloatTensor<Self>, ids: Arc<[u32]>, vocab: usize) -> FloatTensor<Self> {
+        composed::scatter_rows::<Self>(dy, &ids, vocab)
+    }
 
-    fn dropout(x: FloatTensor<Self>, p: f32, key: u64) -> FloatTensor<Self>;
+    fn dropout(x: FloatTensor<Self>, p: f32, key: u64) -> FloatTensor<Self> {
+        composed::dropout::<Self>(x, p, key)
+    }
 }
+
+/// CUDA runs the composed ops until it has kernels of its own.
+#[cfg(feature = "cuda")]
+impl FusedOps for burn::backend::Cube {}
