@@ -78,7 +78,9 @@ impl ResidentWeights {
     fn keep(&mut self, name: String, weight: Weight) {
         match weight {
             Weight::Matrix(m) => drop(self.matrices.insert(name, m)),
-            Weight::Vector(v) => drop(self.vectors.insert(name, v)),
+            Weight::Vector(v) => {
+                drop(self.vectors.insert(name, Tensor::from_floats(v.as_slice(), &Device::flex())));
+            }
         }
     }
 
@@ -116,7 +118,7 @@ fn not_listed(name: &str, shape: &[usize]) -> ModelError {
 
 enum Weight {
     Matrix(Arc<PackedMatrix>),
-    Vector(Tensor<1>),
+    Vector(Vec<f32>),
 }
 
 /// A parameter to be read, checked.
@@ -153,7 +155,7 @@ impl Part {
                 };
                 Weight::Matrix(Arc::new(matrix))
             }
-            _ => Weight::Vector(Tensor::from_floats(tensors.read_f32(name)?.as_slice(), &Device::flex())),
+            _ => Weight::Vector(tensors.read_f32(name)?),
         };
         report(self.bytes);
         Ok(weight)
