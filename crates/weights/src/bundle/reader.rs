@@ -19,9 +19,10 @@ use std::path::{Path, PathBuf};
 /// Largest text part read.
 const TEXT_LIMIT: u64 = 1 << 30;
 
-/// Whether the directory is a bundle.
+/// Whether the directory is a bundle. A checkpoint of a full fine-tune has a manifest of its own beside the
+/// `model.safetensors` that makes it a Hugging Face directory.
 pub fn is_bundle(path: &Path) -> bool {
-    path.join(MANIFEST).is_file()
+    path.join(MANIFEST).is_file() && !path.join("model.safetensors").is_file()
 }
 
 /// Opens a bundle and verifies it.
