@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use hearth_engine::EngineHandle;
 use hearth_server::{AppState, ServeError, ServerConfig, Service};
 use serde::Serialize;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub struct ServeArgs {
     pub model: ModelArgs,
     /// Address to listen on
     #[arg(long, value_name = "H", default_value = "127.0.0.1")]
-    pub host: IpAddr,
+    pub host: String,
     /// Port to listen on; 0 = any free one
     #[arg(long, value_name = "P", default_value_t = 8080)]
     pub port: u16,
@@ -40,7 +40,7 @@ pub struct ServeArgs {
 impl ServeArgs {
     /// On this machine only, on any free port.
     pub fn local(model: ModelArgs) -> Self {
-        Self { model, host: [127, 0, 0, 1].into(), port: 0, api_key: None, max_seqs: 16, name: None }
+        Self { model, host: "127.0.0.1".into(), port: 0, api_key: None, max_seqs: 16, name: None }
     }
 }
 
@@ -94,14 +94,12 @@ impl Server {
     /// A port in use, a model that cannot be loaded.
     pub fn start(args: &ServeArgs, ui: &Ui) -> anyhow::Result<Self> {
         let config = config(args)?;
-        if !args.host.is_loopback() && args.api_key.is_none() {
-            ui.note(format!(
-                "anyone who reaches {} may use this server; --api-key K keeps it to those who know K",
-                args.host
-            ));
-        }
-        let listener = listen(args.host, args.port)?;
+        let listener = listen(&args.host, args.port)?;
         let address = listener.local_addr()?;
+        if !address.ip().is_loopback() && args.api_key.is_none() {
+            let host = address.ip();
+            ui.note(format!("anyone who reaches {host} may use this server; --api-key K keeps it to those who know K"));
+        }
         let state = AppState::new(config);
         let (stop, stopped) = oneshot::channel();
         let thread = spawn(listener, state.clone(), stopped)?;
@@ -167,7 +165,7 @@ fn model_name(path: &Path) -> String {
     name.strip_suffix(".gguf").unwrap_or(&name).to_owned()
 }
 
-fn listen(host: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+fn listen(host: &str, port: u16) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind((host, port)).map_err(|e| match e.kind() {
         std::io::ErrorKind::AddrInUse => usage(format!(
             "port {port} of {host} is in use; choose another with --port, or --port 0 for any free one"
