@@ -127,9 +127,11 @@ fn attend_heads<const H: usize>(
     out: &mut [f32],
 ) {
     let (d, line) = (keys.layout.head_dim, keys.line());
-    products::<H>(keys, std::array::from_fn(|h| &q[h * d..][..d]), p);
-    let inverse: [f32; H] =
-        std::array::from_fn(|h| 1.0 / softmax(keys, range, scale, &mut p[h * line..][..line]));
+    products::<H>(keys, q, d, p);
+    let mut inverse = [0.0; H];
+    for h in 0..H {
+        inverse[h] = 1.0 / softmax(keys, range, scale, &mut p[h * line..][..line]);
+    }
     combine::<H>(keys, range, p, |h, lane, sums| {
         let count = LANES.min(d - lane);
         for (o, a) in out[h * d + lane..][..count].iter_mut().zip(&sums) {
@@ -138,9 +140,10 @@ fn attend_heads<const H: usize>(
     });
 }
 
-/// Dot products of `H` vectors with every key of the blocks, into lines of `p`: a chain over the head dimension.
+/// Dot products of `H` vectors, `stride` apart, with every key of the blocks, into lines of `p`: a chain over the
+/// head dimension.
 #[inline(always)]
-pub(crate) fn products<const H: usize>(keys: &Keys, q: [&[f32]; H], p: &mut [f32]) {
+pub(crate) fn products<const H: usize>(keys: &Keys, q: &[f32], stride: usize, p: &mut [f32]) {
     let line = keys.line();
     for (t, block) in keys.blocks.clone().enumerate() {
         let k = keys.layout.keys(keys.data, keys.table[block], keys.head);
@@ -148,7 +151,7 @@ pub(crate) fn products<const H: usize>(keys: &Keys, q: [&[f32]; H], p: &mut [f32
         for (i, k) in k.chunks_exact(LANES).enumerate() {
             let k = load(k);
             for h in 0..H {
-                acc[h] = fma([q[h][i]; LANES], k, acc[h]);
+                acc[h] = fma([q[h * stride + i]; LANES], k, acc[h]);
             }
         }
         for h in 0..H {

@@ -173,8 +173,8 @@ multiversion! {
         scratch.ds.resize(ROWS * line, 0.0);
         for i in (0..ROWS).step_by(4) {
             let (q, dy) = (&scratch.q[i * padded..], &scratch.dy[i * padded..]);
-            products::<4>(kv, std::array::from_fn(|h| &q[h * padded..][..padded]), &mut scratch.p[i * line..]);
-            products::<4>(vk, std::array::from_fn(|h| &dy[h * padded..][..padded]), &mut scratch.ds[i * line..]);
+            products::<4>(kv, q, padded, &mut scratch.p[i * line..]);
+            products::<4>(vk, dy, padded, &mut scratch.ds[i * line..]);
         }
         for i in 0..rows.count {
             let range = rows.spec.keys(rows.first + i);

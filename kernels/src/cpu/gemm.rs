@@ -282,7 +282,10 @@ multiversion! {
     /// The inner loop: a full tile in registers, one chain of multiply-adds per element.
     fn full_tile(a: &[f32], b: &[f32], c: TileMut) {
         let mut c = c;
-        let mut acc: [[f32; NR]; MR] = std::array::from_fn(|i| *c.row(i));
+        let mut acc = [[0.0; NR]; MR];
+        for i in 0..MR {
+            acc[i] = *c.row(i);
+        }
         for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NR)) {
             let a: &[f32; MR] = a.try_into().expect("MR");
             let b: &[f32; NR] = b.try_into().expect("NR");

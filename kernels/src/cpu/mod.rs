@@ -1,6 +1,7 @@
 //! CPU kernels on plain slices. No tensors here.
 pub mod attention;
 pub mod attention_backward;
+pub mod decode;
 pub mod gemm;
 pub mod kv;
 pub mod loss;

@@ -5,16 +5,14 @@
 //! way and are decoded, exactly as the format's reference does, a few hundred columns at a time into the
 //! first-level cache. The arithmetic is that of [`super::gemm`]: one chain over ascending columns.
 
+use super::decode::{BLOCK, decode_bf16, decode_f16, decode_q4, decode_q4_min, decode_q8};
 use super::gemm::{Elems, View, gemm};
 use super::simd::LANES;
-use crate::multiversion;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-/// Weights per block of the quantized formats.
-const BLOCK: usize = 32;
-/// Columns decoded at a time; a multiple of [`BLOCK`].
-const STRIP: usize = 256;
+/// Columns decoded at a time, a multiple of [`BLOCK`]: four panels of it are half a first-level cache.
+const STRIP: usize = 64;
 /// Most rows of activations per micro-tile.
 const MAX_TILE: usize = 6;
 
@@ -159,23 +157,50 @@ impl PackedMatrix {
         let out = Output { ptr: y.as_mut_ptr(), columns: self.rows };
         // Four panels at a time keep enough independent chains in flight when there are few rows of x.
         let quads = self.rows.div_ceil(4 * LANES);
-        (0..quads).into_par_iter().with_min_len((1 << 14) / (self.columns * m).max(1)).for_each(|quad| {
-            let mut strips = vec![0.0; 4 * STRIP * LANES];
-            self.multiply_quad(quad, &packed, m, &mut strips, out);
+        let per_task = quads.div_ceil(8 * rayon::current_num_threads());
+        let per_task = per_task.max((1 << 14) / (4 * LANES * self.columns * m).max(1)).max(1);
+        (0..quads.div_ceil(per_task)).into_par_iter().with_max_len(1).for_each(|task| {
+            let mut buffer = [0.0; 4 * STRIP * LANES];
+            for quad in task * per_task..((task + 1) * per_task).min(quads) {
+                self.multiply_quad(quad, &packed, m, &mut buffer, out);
+            }
         });
     }
 
-    fn multiply_quad(&self, quad: usize, x: &[f32], m: usize, strips: &mut [f32], out: Output) {
+    fn multiply_quad(&self, quad: usize, x: &[f32], m: usize, buffer: &mut [f32], out: Output) {
         let first = quad * 4;
         let count = (self.rows.div_ceil(LANES) - first).min(4);
         for from in (0..self.columns).step_by(STRIP) {
             let len = STRIP.min(self.columns - from);
-            for p in 0..count {
-                self.decode(first + p, from, &mut strips[p * STRIP * LANES..][..len * LANES]);
-            }
-            let strip = Strip { from, len, columns: self.columns, strips, count };
+            let panels = self.strip(first, count, from, len, buffer);
+            let strip = Strip { from, len, columns: self.columns, panels, count };
             strip.multiply(x, m, first * LANES, self.rows, out);
         }
+    }
+
+    /// `len` columns from `from` on of `count` panels: in place if stored as f32, else decoded into `buffer`.
+    fn strip<'a>(
+        &'a self,
+        first: usize,
+        count: usize,
+        from: usize,
+        len: usize,
+        buffer: &'a mut [f32],
+    ) -> [&'a [f32]; 4] {
+        let mut panels: [&[f32]; 4] = [&[]; 4];
+        if let Panels::F32(x) = &self.panels {
+            for (p, panel) in panels[..count].iter_mut().enumerate() {
+                *panel = &x[((first + p) * self.columns + from) * LANES..][..len * LANES];
+            }
+        } else {
+            for (p, (panel, buffer)) in
+                panels[..count].iter_mut().zip(buffer.chunks_mut(STRIP * LANES)).enumerate()
+            {
+                self.decode(first + p, from, &mut buffer[..len * LANES]);
+                *panel = &buffer[..len * LANES];
+            }
+        }
+        panels
     }
 
     /// `dx = dy·w`: a chain over ascending rows of `w`. `dy`: `[m, rows]`, `dx`: `[m, columns]`.
@@ -211,7 +236,7 @@ struct Strip<'a> {
     from: usize,
     len: usize,
     columns: usize,
-    strips: &'a [f32],
+    panels: [&'a [f32]; 4],
     count: usize,
 }
 
@@ -263,8 +288,7 @@ impl Strip<'_> {
         limit: usize,
         out: Output,
     ) {
-        let panels: [&[f32]; P] =
-            std::array::from_fn(|q| &self.strips[(p + q) * STRIP * LANES..][..self.len * LANES]);
+        let panels: [&[f32]; P] = self.panels[p..p + P].try_into().expect("P panels");
         let mut acc = [[[0.0; LANES]; P]; R];
         let column = |q: usize| j + (p + q) * LANES;
         for (r, acc) in acc.iter_mut().enumerate() {
@@ -404,84 +428,6 @@ fn half_at(bytes: &[u8]) -> f16 {
     f16::from_le_bytes([bytes[0], bytes[1]])
 }
 
-/// f16 → f32 by integer arithmetic that vectorises; exact, including subnormals, infinities and NaN.
-#[inline(always)]
-fn widen_f16(v: f16) -> f32 {
-    let bits = v.to_bits() as u32;
-    let (sign, magnitude) = ((bits & 0x8000) << 16, (bits & 0x7FFF) << 13);
-    // Rebias by multiplication: f16 exponents land 112 too low.
-    let scaled = f32::from_bits(magnitude) * f32::from_bits(0x7780_0000);
-    let special = if magnitude >= 0x0F80_0000 { 0x7F80_0000 } else { 0 };
-    f32::from_bits(scaled.to_bits() | special | sign)
-}
-
-multiversion! {
-    fn decode_f16(x: &[f16], out: &mut [f32]) {
-        for (o, v) in out.iter_mut().zip(x) {
-            *o = widen_f16(*v);
-        }
-    }
-}
-
-multiversion! {
-    fn decode_bf16(x: &[bf16], out: &mut [f32]) {
-        for (o, v) in out.iter_mut().zip(x) {
-            *o = f32::from_bits((v.to_bits() as u32) << 16);
-        }
-    }
-}
-
-#[inline(always)]
-fn lanes_of(x: &[f16]) -> [f32; LANES] {
-    std::array::from_fn(|i| widen_f16(x[i]))
-}
-
-multiversion! {
-    fn decode_q8(quants: &[i8], scales: &[f16], out: &mut [f32]) {
-        for ((out, q), d) in
-            out.chunks_mut(BLOCK * LANES).zip(quants.chunks(BLOCK * LANES)).zip(scales.chunks_exact(LANES))
-        {
-            let d = lanes_of(d);
-            for (out, q) in out.chunks_exact_mut(LANES).zip(q.chunks_exact(LANES)) {
-                for i in 0..LANES {
-                    out[i] = d[i] * q[i] as f32;
-                }
-            }
-        }
-    }
-}
-
-multiversion! {
-    fn decode_q4(quants: &[u8], scales: &[f16], out: &mut [f32]) {
-        for ((out, q), d) in
-            out.chunks_mut(BLOCK * LANES).zip(quants.chunks(BLOCK * 8)).zip(scales.chunks_exact(LANES))
-        {
-            let d = lanes_of(d);
-            for (out, q) in out.chunks_exact_mut(LANES).zip(q.chunks_exact(8)) {
-                for i in 0..8 {
-                    out[i] = d[i] * ((q[i] & 15) as i32 - 8) as f32;
-                    out[i + 8] = d[i + 8] * ((q[i] >> 4) as i32 - 8) as f32;
-                }
-            }
-        }
-    }
-}
-
-multiversion! {
-    fn decode_q4_min(quants: &[u8], scales: &[f16], minima: &[f16], out: &mut [f32]) {
-        let blocks = out.chunks_mut(BLOCK * LANES).zip(quants.chunks(BLOCK * 8));
-        for ((out, q), (d, m)) in blocks.zip(scales.chunks_exact(LANES).zip(minima.chunks_exact(LANES))) {
-            let (d, m) = (lanes_of(d), lanes_of(m));
-            for (out, q) in out.chunks_exact_mut(LANES).zip(q.chunks_exact(8)) {
-                for i in 0..8 {
-                    out[i] = d[i] * (q[i] & 15) as f32 + m[i];
-                    out[i + 8] = d[i + 8] * (q[i] >> 4) as f32 + m[i + 8];
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -577,15 +523,6 @@ mod tests {
         assert!(PackedMatrix::from_format(2, 33, "q8_0", &[0; 70]).is_none());
         assert!(PackedMatrix::from_format(2, 32, "q8_0", &[0; 67]).is_none());
         assert!(PackedMatrix::from_format(2, 32, "q6_k", &[0; 70]).is_none());
-    }
-
-    #[test]
-    fn halves_widen_exactly() {
-        for bits in 0..=u16::MAX {
-            let v = f16::from_bits(bits);
-            let (got, want) = (widen_f16(v), v.to_f32());
-            assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{bits:#x}");
-        }
     }
 
     #[test]

@@ -69,15 +69,24 @@ pub fn load(x: &[f32]) -> Lanes {
 /// `a·b + c` lane by lane.
 #[inline(always)]
 pub fn fma(a: Lanes, b: Lanes, c: Lanes) -> Lanes {
-    std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    // Plain loops throughout: a closure may be compiled apart from its caller, without the caller's features.
+    let mut sum = c;
+    for i in 0..LANES {
+        sum[i] = a[i].mul_add(b[i], c[i]);
+    }
+    sum
 }
 
 /// Sum of the lanes by a fixed tree: halves are added until one is left.
 #[inline(always)]
 pub fn tree_sum(x: Lanes) -> f32 {
-    let a: [f32; 8] = std::array::from_fn(|i| x[i] + x[i + 8]);
-    let b: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
-    (b[0] + b[2]) + (b[1] + b[3])
+    let mut x = x;
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            x[i] += x[i + half];
+        }
+    }
+    x[0]
 }
 
 /// Dot product: lane `i` sums elements `i, i+16, …` in order, the tail goes to lanes from 0, then [`tree_sum`].
