@@ -84,14 +84,17 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let manifest = read_manifest(path)?;
         if step_of(path) != Some(manifest.progress.step) {
-            let why = format!("its manifest says step {}", manifest.progress.step);
+            let why = format!("its checkpoint.json says step {}", manifest.progress.step);
             return Err(Error::damaged(path, why));
         }
         let mut names = HashSet::new();
         for entry in &manifest.files {
             let plain = Path::new(&entry.name).file_name().is_some_and(|n| n == entry.name.as_str());
             if !plain || !names.insert(&entry.name) {
-                return Err(Error::damaged(path, format!("its manifest lists a file {:?}", entry.name)));
+                return Err(Error::damaged(
+                    path,
+                    format!("its checkpoint.json lists a file {:?}", entry.name),
+                ));
             }
             verify(path, entry)?;
         }
@@ -113,9 +116,9 @@ impl Checkpoint {
 fn read_manifest(path: &Path) -> Result<Manifest, Error> {
     let file = path.join(MANIFEST_FILE);
     let meta = fs::metadata(&file)
-        .map_err(|_| Error::damaged(path, "it has no manifest.json: it was never completed"))?;
+        .map_err(|_| Error::damaged(path, "it has no checkpoint.json: it was never completed"))?;
     if meta.len() > MANIFEST_LIMIT {
-        let why = format!("manifest.json has {} bytes, the limit is {MANIFEST_LIMIT}", meta.len());
+        let why = format!("checkpoint.json has {} bytes, the limit is {MANIFEST_LIMIT}", meta.len());
         return Err(Error::damaged(path, why));
     }
     let bytes = fs::read(&file).map_err(Error::io(&file))?;
@@ -127,7 +130,7 @@ fn verify(path: &Path, entry: &FileEntry) -> Result<(), Error> {
     let mut file = File::open(path.join(&entry.name)).map_err(|_| damaged("is missing".into()))?;
     let bytes = file.metadata().map_err(Error::io(path))?.len();
     if bytes != entry.bytes {
-        return Err(damaged(format!("has {bytes} bytes, the manifest says {}", entry.bytes)));
+        return Err(damaged(format!("has {bytes} bytes, checkpoint.json says {}", entry.bytes)));
     }
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

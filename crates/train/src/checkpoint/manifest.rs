@@ -1,5 +1,6 @@
-//! `manifest.json`: what a checkpoint is and the hashes of its files. Written last: a directory without a manifest
-//! that matches is not a checkpoint.
+//! `checkpoint.json`: what a checkpoint is and the hashes of its files. Written last: a directory without a manifest
+//! that matches is not a checkpoint. (Not `manifest.json`, by which a bundle is known: a checkpoint of a full fine-tune
+//! opens as a Hugging Face directory.)
 //!
 //! The file is `{"sha256":"<hash of the body's bytes>","body":<body>}`, so that a flipped bit in it is seen too.
 
@@ -84,26 +85,26 @@ impl Manifest {
         Self { version: VERSION, progress, config, config_sha256, model, files }
     }
 
-    /// The bytes of `manifest.json`.
+    /// The bytes of `checkpoint.json`.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let body = serde_json::to_string_pretty(self).expect("a plain struct serialises");
         format!("{HEAD}{}{MIDDLE}{body}}}\n", hex(&Sha256::digest(&body))).into_bytes()
     }
 
-    /// Reads `manifest.json`.
+    /// Reads `checkpoint.json`.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(bytes).map_err(|_| "manifest.json is not UTF-8".to_owned())?;
-        let rest = text.strip_prefix(HEAD).ok_or("manifest.json does not begin with its hash")?;
-        let (hash, rest) = rest.split_once(MIDDLE).ok_or("manifest.json is cut short")?;
-        let body = rest.strip_suffix("}\n").ok_or("manifest.json is cut short")?;
+        let text = std::str::from_utf8(bytes).map_err(|_| "checkpoint.json is not UTF-8".to_owned())?;
+        let rest = text.strip_prefix(HEAD).ok_or("checkpoint.json does not begin with its hash")?;
+        let (hash, rest) = rest.split_once(MIDDLE).ok_or("checkpoint.json is cut short")?;
+        let body = rest.strip_suffix("}\n").ok_or("checkpoint.json is cut short")?;
         if hex(&Sha256::digest(body)) != hash {
-            return Err("manifest.json does not match its own sha256".into());
+            return Err("checkpoint.json does not match its own sha256".into());
         }
         let manifest: Manifest = serde_json::from_str(body)
-            .map_err(|e| format!("manifest.json of another hearth version: {e}"))?;
+            .map_err(|e| format!("checkpoint.json of another hearth version: {e}"))?;
         if manifest.version != VERSION {
             return Err(format!(
-                "manifest.json has version {}, this hearth reads {VERSION}",
+                "checkpoint.json has version {}, this hearth reads {VERSION}",
                 manifest.version
             ));
         }

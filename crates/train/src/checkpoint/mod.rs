@@ -8,7 +8,7 @@
 //!   adapter_model.safetensors     LoRA: f32 masters under PEFT's names …
 //!   adapter_config.json           … and PEFT's configuration: the directory is a PEFT adapter
 //!   optimizer.safetensors         `m.<name>`, `v.<name>`: AdamW's moments
-//!   manifest.json                 progress, configuration, model identity, sha256 of every file; written last
+//!   checkpoint.json                 progress, configuration, model identity, sha256 of every file; written last
 //! DIR/.step-N.partial/            being written; never read
 //! ```
 //! Files are written and synced under the partial name, the manifest last; then the directory is renamed and its
@@ -33,7 +33,8 @@ pub const MODEL_FILE: &str = "model.safetensors";
 /// File of masters when an adapter is trained.
 pub const ADAPTER_FILE: &str = "adapter_model.safetensors";
 
-const MANIFEST_FILE: &str = "manifest.json";
+/// Written last: its presence and its hashes make a directory a checkpoint.
+pub const MANIFEST_FILE: &str = "checkpoint.json";
 
 /// Where the checkpoint of a step is.
 pub fn step_path(dir: &Path, step: u64) -> PathBuf {

@@ -1,13 +1,13 @@
 //! The step's arithmetic against torch, transformers and PEFT, and against itself.
 
-mod support;
-
+use crate::support::{
+    config, fixtures, lora, model, reference, reference_sequences, sequences, state, trainer,
+};
 use hearth_train::block_loop::BlockLoop;
 use hearth_train::micro_batch::MicroBatch;
 use hearth_train::{AdamW, Compute, LoraConfig, ParamStore, Recompute, Schedule, ScheduleKind, TrainConfig};
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
-use support::{config, fixtures, lora, model, reference, reference_sequences, sequences, state, trainer};
 
 fn close(what: &str, got: f64, want: f64, relative: f64) {
     assert!((got - want).abs() <= relative * want.abs(), "{what}: {got}, expected {want}");

@@ -1,7 +1,6 @@
 //! Stopping, saving, crashing and going on.
 
-mod support;
-
+use crate::support::{config, lora, model, sequences, setup, state, trainer};
 use hearth_train::checkpoint::{Checkpoint, prune, search};
 use hearth_train::{
     CheckpointConfig, Disk, Error, Files, LogConfig, Observer, StepReport, TrainConfig, Trainer,
@@ -10,9 +9,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use support::{config, lora, model, sequences, setup, state, trainer};
 
-const GO: AtomicBool = AtomicBool::new(false);
+static GO: AtomicBool = AtomicBool::new(false);
 
 fn saving(steps: usize, dir: &Path, every: usize, keep: usize) -> TrainConfig {
     let checkpoint = CheckpointConfig { dir: dir.into(), every, keep };
@@ -229,7 +227,7 @@ fn a_disk_that_fills_or_dies_at_any_operation_of_a_save_costs_no_earlier_checkpo
     let mut whole = trainer(&files, &saving(3, reference.path(), 1, 2));
     whole.run(&[], &mut (), &GO).expect("runs");
     let mut deaths = 0;
-    for dies_at in (0..).step_by(3) {
+    for dies_at in (0..).step_by(7) {
         let dir = tempfile::tempdir().unwrap();
         let config = saving(3, dir.path(), 1, 2);
         let mut first = trainer(&files, &config);

@@ -1,0 +1,5 @@
+//! Behaviour of the trainer on tiny models.
+
+mod arithmetic;
+mod resume;
+mod support;
