@@ -132,7 +132,7 @@ fn is_checkpoint_name(path: &Path) -> bool {
 }
 
 fn is_checkpoint(path: &Path) -> bool {
-    is_checkpoint_name(path) && path.join("manifest.json").is_file()
+    is_checkpoint_name(path) && path.join(checkpoint::MANIFEST_FILE).is_file()
 }
 
 /// The checkpoint itself, or the newest complete one in a run's folder.
