@@ -67,11 +67,14 @@ pub fn trainer(model: &ModelFiles, config: &TrainConfig) -> Trainer {
     Trainer::new(setup(model, config), config.clone()).expect("a trainer")
 }
 
+/// A parameter's name and the bits of master, first and second moment.
+type State = (String, [Vec<u32>; 3]);
+
 /// Every bit of a trainer's state.
-pub fn state(trainer: &Trainer) -> Vec<(String, Vec<u32>, Vec<u32>, Vec<u32>)> {
+pub fn state(trainer: &Trainer) -> Vec<State> {
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     let params = trainer.store().trained().iter().zip(trainer.moments());
-    params.map(|(p, s)| (p.name.clone(), bits(p.values()), bits(&s.m), bits(&s.v))).collect()
+    params.map(|(p, s)| (p.name.clone(), [bits(p.values()), bits(&s.m), bits(&s.v)])).collect()
 }
 
 /// A tensor of a reference file, as f64.
