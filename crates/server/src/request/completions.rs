@@ -77,6 +77,27 @@ mod tests {
     }
 
     #[test]
+    fn every_sampling_field_is_taken() {
+        let body = r#"{"prompt": "x", "temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.125,
+            "repetition_penalty": 1.5, "presence_penalty": -1, "frequency_penalty": 2,
+            "logit_bias": {"5": -100, "319": 1.5}, "seed": -1}"#;
+        let expected = hearth_engine::api::Sampling {
+            temperature: 0.5,
+            top_p: 0.25,
+            top_k: 7,
+            min_p: 0.125,
+            repetition_penalty: 1.5,
+            presence_penalty: -1.0,
+            frequency_penalty: 2.0,
+            logit_bias: vec![(5, -100.0), (319, 1.5)],
+            seed: Some(u64::MAX),
+        };
+        let options = accepted(body).options;
+        assert_eq!(options.sampling, expected);
+        assert_eq!((options.sampling_of(0).seed, options.sampling_of(1).seed), (Some(u64::MAX), Some(0)));
+    }
+
+    #[test]
     fn prompts_come_in_four_forms() {
         let text = |s: &str| Prompt::Text(s.into());
         for (json, expected) in [

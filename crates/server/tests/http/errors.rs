@@ -1,7 +1,8 @@
 //! Requests that are refused.
 
-use crate::harness::{Answer, MODEL, Server, client, engine, service};
+use crate::harness::{Answer, MODEL, Server, client, engine, eventually, service};
 use hearth_engine::EngineConfig;
+use hearth_engine::api::{Request, Sampling};
 use hearth_server::ServerConfig;
 use serde_json::{Value, json};
 
@@ -78,11 +79,33 @@ fn a_key_opens_everything_but_probes() {
 
 #[test]
 fn a_full_queue_is_a_429_to_try_again() {
-    let config = EngineConfig { max_waiting: 0, ..EngineConfig::default() };
-    let server = Server::start(ServerConfig::new(MODEL), service(engine(config)));
+    let config = EngineConfig { max_seqs: 1, max_waiting: 0, ..EngineConfig::default() };
+    let engine = engine(config);
+    let server = Server::start(ServerConfig::new(MODEL), service(engine.clone()));
     for stream in [false, true] {
-        let answer = server.post("/v1/completions", &json!({"prompt": [5], "stream": stream}));
+        let body = json!({"prompt": [5], "stream": stream});
+        let mut refused = None;
+        // The sequence that is in the way may end before the request comes: then once more.
+        eventually("a request finds the engine occupied", || {
+            let in_the_way = engine.submit(endless());
+            refused = Some(server.post("/v1/completions", &body)).filter(|answer| answer.status != 200);
+            drop(in_the_way);
+            refused.is_some()
+        });
+        let answer = refused.unwrap();
         check(&answer, 429, "rate_limit_error", "limit 0");
         assert_eq!(answer.header("retry-after"), "1");
+    }
+}
+
+/// As many tokens as the tiny model's context holds.
+fn endless() -> Request {
+    Request {
+        prompt: vec![5],
+        max_tokens: 511,
+        stop_tokens: Vec::new(),
+        sampling: Sampling::default(),
+        logprobs: None,
+        prompt_logprobs: None,
     }
 }
