@@ -6,7 +6,6 @@ use crate::error::ApiError;
 use crate::metrics::Timing;
 use crate::state::{AppState, Phase, SequenceGuard, Service};
 use hearth_engine::api::{Event, FinishReason, Generation, Request, SubmitError, TokenLogprobs};
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -193,15 +192,13 @@ impl Task {
 }
 
 /// Completes when the request has taken too long, with the limit.
-fn deadline(limit: Option<Duration>, arrived: Instant) -> impl Future<Output = Duration> {
-    async move {
-        match limit {
-            Some(limit) => {
-                tokio::time::sleep_until((arrived + limit).into()).await;
-                limit
-            }
-            None => std::future::pending().await,
+async fn deadline(limit: Option<Duration>, arrived: Instant) -> Duration {
+    match limit {
+        Some(limit) => {
+            tokio::time::sleep_until((arrived + limit).into()).await;
+            limit
         }
+        None => std::future::pending().await,
     }
 }
 

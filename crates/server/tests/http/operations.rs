@@ -1,6 +1,6 @@
 //! Models, tokenizer, health and metrics.
 
-use crate::harness::{MODEL, Server, client, engine, reference, service};
+use crate::harness::{MODEL, Server, client, engine, eventually, reference, service};
 use hearth_engine::EngineConfig;
 use hearth_server::ServerConfig;
 use serde_json::{Value, json};
@@ -59,11 +59,14 @@ fn figure(text: &str, series: &str) -> Option<f64> {
 
 #[test]
 fn metrics_count_what_happened() {
-    let server = Server::start(ServerConfig::new(MODEL), service(engine(EngineConfig::default())));
+    let engine = engine(EngineConfig::default());
+    let server = Server::start(ServerConfig::new(MODEL), service(engine.clone()));
     let body = json!({"prompt": [[5, 6, 7], [8, 9]], "max_tokens": 4, "ignore_eos": true});
     server.ok("/v1/completions", &body);
     server.post("/v1/completions", &json!({}));
     server.get("/nothing");
+    // The engine tells callers first and keeps its books after, both before the sequence counts as gone.
+    eventually("the last step is booked", || engine.stats().running == 0);
     let answer = server.get("/metrics");
     assert!(answer.header("content-type").starts_with("text/plain; version=0.0.4"));
     let text = &answer.text;
