@@ -17,7 +17,7 @@ const FILE_LIMIT: u64 = 16 << 20;
 #[derive(Deserialize)]
 struct Corpus {
     #[serde(default)]
-    conversations: Vec<Vec<Value>>,
+    conversations: Vec<Value>,
 }
 
 /// Writes every English conversation of `wheel` as one line of `jsonl`, in the wheel's order. The file appears
@@ -53,8 +53,9 @@ pub fn write_jsonl(wheel: &Path, jsonl: &Path) -> anyhow::Result<usize> {
 /// The conversations of one YAML file that have a question and an answer: user and assistant take turns.
 fn rows(yaml: &str) -> anyhow::Result<Vec<serde_json::Value>> {
     let corpus: Corpus = serde_yaml_ng::from_str(yaml).context("not the YAML of a dialogue corpus")?;
-    let row = |turns: &Vec<Value>| {
-        let turns: Vec<String> = turns.iter().filter_map(words).collect();
+    let row = |conversation: &Value| {
+        // A few entries of the corpus are no lists: they are no conversations either.
+        let turns: Vec<String> = conversation.as_sequence()?.iter().filter_map(words).collect();
         let whole = turns.len() / 2 * 2;
         let messages: Vec<_> = turns[..whole]
             .iter()

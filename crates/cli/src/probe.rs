@@ -40,8 +40,9 @@ fn best(runs: usize, mut measure: impl FnMut() -> f64) -> f64 {
 fn multiply_adds(threads: usize) -> f64 {
     const ROUNDS: usize = 2_000_000;
     let seconds = all_threads(threads, |i| {
-        let seed = 1.0 + i as f32 * 1e-3;
-        std::hint::black_box(multiply_add(std::hint::black_box(seed), ROUNDS));
+        let mut chains = std::hint::black_box([[1.0 + i as f32 * 1e-3; LANES]; CHAINS]);
+        multiply_add(&mut chains, 0.999, 1e-3, ROUNDS);
+        std::hint::black_box(chains);
     });
     (threads * ROUNDS * CHAINS * LANES * 2) as f64 / seconds.as_secs_f64()
 }
@@ -71,15 +72,18 @@ fn all_threads(threads: usize, work: impl Fn(usize) + Sync) -> Duration {
 }
 
 hearth_kernels::multiversion! {
-    fn multiply_add(seed: f32, rounds: usize) -> f32 {
-        let (a, b) = ([seed * 0.999; LANES], [1e-3f32; LANES]);
-        let mut chains: [Lanes; CHAINS] = [[seed; LANES]; CHAINS];
+    /// `chain ← chain·a + b`, over and over.
+    fn multiply_add(chains: &mut [Lanes; CHAINS], a: f32, b: f32, rounds: usize) {
+        // A local copy and index loops: the form that stays in registers throughout.
+        let mut local = *chains;
         for _ in 0..rounds {
-            for chain in &mut chains {
-                *chain = fma(*chain, a, b);
+            for c in 0..CHAINS {
+                for i in 0..LANES {
+                    local[c][i] = local[c][i].mul_add(a, b);
+                }
             }
         }
-        chains.iter().flatten().sum()
+        *chains = local;
     }
 }
 

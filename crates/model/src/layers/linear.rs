@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 /// A weight matrix `[out, in]` in one of the forms a source may hold it.
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant, reason = "a tensor is a handle; a few hundred of them exist")]
 pub enum Matrix {
     /// A tensor, row-major, f32 or bf16; may be tracked.
     Dense(Tensor<2>),
-    /// Frozen, in panel layout, dense or quantized, with the device its results are made on.
+    /// Frozen, in panel layout, dense or quantized.
     Packed(Arc<PackedMatrix>),
     /// Only a shape: what a recorder hands out. Never computed with.
     Shape([usize; 2]),
