@@ -1,5 +1,5 @@
 //! How fast packed products run at decode and prefill row counts:
-//! `cargo run --release -p hearth-kernels --example packed_speed`.
+//! `cargo bench --package hearth-benches --bench packed`.
 use hearth_kernels::PackedMatrix;
 use std::time::Instant;
 

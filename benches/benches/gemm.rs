@@ -1,4 +1,4 @@
-//! How fast the matrix product runs: `cargo run --release -p hearth-kernels --example gemm_speed`.
+//! How fast the matrix product runs: `cargo bench --package hearth-benches --bench gemm`.
 use hearth_kernels::cpu::gemm::{Elems, View, gemm};
 use std::time::Instant;
 
