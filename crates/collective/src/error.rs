@@ -1,0 +1,121 @@
+//! Why an operation failed.
+
+use std::fmt;
+
+/// What the ranks of a process group do together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// [`all_reduce`](crate::ProcessGroup::all_reduce)
+    AllReduce,
+    /// [`reduce_scatter`](crate::ProcessGroup::reduce_scatter)
+    ReduceScatter,
+    /// [`all_gather`](crate::ProcessGroup::all_gather)
+    AllGather,
+    /// [`all_to_all`](crate::ProcessGroup::all_to_all)
+    AllToAll,
+    /// [`broadcast`](crate::ProcessGroup::broadcast)
+    Broadcast,
+    /// [`barrier`](crate::ProcessGroup::barrier)
+    Barrier,
+}
+
+impl Operation {
+    /// What its lengths count.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::AllReduce | Self::ReduceScatter => "elements",
+            Self::AllGather | Self::AllToAll | Self::Broadcast | Self::Barrier => "bytes",
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AllReduce => "all_reduce",
+            Self::ReduceScatter => "reduce_scatter",
+            Self::AllGather => "all_gather",
+            Self::AllToAll => "all_to_all",
+            Self::Broadcast => "broadcast",
+            Self::Barrier => "barrier",
+        })
+    }
+}
+
+/// Why an operation failed. Every rank that takes part gets the same error.
+///
+/// After [`Error::PeerLeft`] the group is over. Every other error is a refusal: no buffer was written and the group
+/// can be used further.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A rank was dropped, by returning or by panicking, before it took part.
+    #[error("{operation}: rank {rank} left the process group")]
+    PeerLeft {
+        /// Who left first.
+        rank: usize,
+        /// What the others were about to do.
+        operation: Operation,
+    },
+    /// The ranks do not run the same program.
+    #[error("process group: rank 0 called {expected}, rank {rank} called {operation}")]
+    Diverged {
+        /// The first rank that differs from rank 0.
+        rank: usize,
+        /// What it called.
+        operation: Operation,
+        /// What rank 0 called.
+        expected: Operation,
+    },
+    /// The inputs of two ranks differ in length.
+    #[error("{operation}: rank {rank} passed {length} {}, rank 0 passed {expected}", operation.unit())]
+    LengthMismatch {
+        /// What was called.
+        operation: Operation,
+        /// The first rank that differs from rank 0.
+        rank: usize,
+        /// Its length.
+        length: usize,
+        /// The length of rank 0.
+        expected: usize,
+    },
+    /// The input cannot be cut into one equal part per rank.
+    #[error("{operation}: {length} {} do not divide by {world_size} ranks", operation.unit())]
+    NotDivisible {
+        /// What was called.
+        operation: Operation,
+        /// Length of the input.
+        length: usize,
+        /// Number of ranks.
+        world_size: usize,
+    },
+    /// A rank's output does not hold what it would receive.
+    #[error("{operation}: the output of rank {rank} holds {length} {}, needs {expected}", operation.unit())]
+    OutputLength {
+        /// What was called.
+        operation: Operation,
+        /// The first rank whose output does not fit.
+        rank: usize,
+        /// Length of its output.
+        length: usize,
+        /// Length that it needs.
+        expected: usize,
+    },
+    /// The ranks do not agree on who broadcasts.
+    #[error("broadcast: rank {rank} named root {root}, rank 0 named root {expected}")]
+    RootMismatch {
+        /// The first rank that differs from rank 0.
+        rank: usize,
+        /// Its root.
+        root: usize,
+        /// The root of rank 0.
+        expected: usize,
+    },
+    /// The root of a broadcast is no rank of the group.
+    #[error("broadcast: root {root} is not below the world size {world_size}")]
+    NoSuchRoot {
+        /// The root that was named.
+        root: usize,
+        /// Number of ranks.
+        world_size: usize,
+    },
+}
