@@ -49,7 +49,8 @@ pub fn sentence(error: &anyhow::Error) -> String {
 pub fn usage_sentence(text: &str) -> String {
     let (what, rest) = text.split_once("Usage:").unwrap_or((text, ""));
     let words: Vec<&str> = what.split_whitespace().filter(|word| *word != "error:").collect();
-    let words = words.join(" ").replace(" For more information, try '--help'.", "");
+    let words =
+        words.join(" ").replace(" For more information, try '--help'.", "").replace(" tip:", "; tip:");
     // "Usage: hearth train [OPTIONS] <RECIPE>" names the command whose help is meant.
     let command: Vec<&str> = rest
         .split_whitespace()

@@ -102,7 +102,7 @@ fn logits(files: &ModelFiles, prompts: &[Vec<u32>]) -> anyhow::Result<Vec<Vec<f3
     let mut end = 0;
     let last_rows = lengths.iter().map(|len| {
         end += len;
-        let row = head.logits(x.clone().slice([end - 1..end]));
+        let row = head.logits(x.clone().narrow(0, end - 1, 1));
         row.into_data().try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("logits are not f32: {e:?}"))
     });
     last_rows.collect()

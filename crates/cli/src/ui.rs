@@ -93,14 +93,19 @@ impl Ui {
         Ok(())
     }
 
-    /// A bar with the time left on a terminal, a line now and then otherwise.
+    /// A bar with the time left on a terminal, twenty lines in all otherwise.
     pub fn progress(&self, total: u64) -> Progress {
+        Progress { every: (total / 20).max(1), ..self.bar(total) }
+    }
+
+    /// A bar on a terminal, nothing otherwise: for what does not take long.
+    pub fn bar(&self, total: u64) -> Progress {
         let target =
             if self.on_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(total), target);
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {elapsed} < {eta}");
         bar.set_style(style.expect("a fixed template"));
-        Progress { bar, ui: self.clone(), every: (total / 20).max(1) }
+        Progress { bar, ui: self.clone(), every: 0 }
     }
 }
 
@@ -108,6 +113,7 @@ impl Ui {
 pub struct Progress {
     bar: ProgressBar,
     ui: Ui,
+    /// Steps between lines where there is no bar; 0 = no lines.
     every: u64,
 }
 
@@ -117,7 +123,10 @@ impl Progress {
         self.bar.set_position(done);
         self.bar.set_message(message.to_owned());
         let total = self.bar.length().unwrap_or(0);
-        if self.bar.is_hidden() && (done.is_multiple_of(self.every) || done == total || done == 1) {
+        if self.every > 0
+            && self.bar.is_hidden()
+            && (done.is_multiple_of(self.every) || done == total || done == 1)
+        {
             self.ui.note(format!("{done}/{total}  {message}"));
         }
     }

@@ -184,7 +184,7 @@ fn write_tensors(
     mut write: impl FnMut(&TensorMeta, &[u8]) -> Result<(), hearth_weights::Error>,
 ) -> anyhow::Result<()> {
     let mut buffer = Vec::new();
-    let progress = ui.progress(plan.len() as u64);
+    let progress = ui.bar(plan.len() as u64);
     for (done, meta) in plan.iter().enumerate() {
         buffer.clear();
         hearth_weights::encode(&*files.tensors, &meta.name, meta.format, &mut buffer)?;

@@ -64,7 +64,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<EvalReport> {
     let mut scorer = Scorer::new(loaded, context.min(tokens.len()))?;
     let (mut sum, mut predictions) = (0.0, 0);
     let windows = tokens.chunks(context);
-    let progress = ui.progress(windows.len() as u64);
+    let progress = ui.bar(windows.len() as u64);
     for (done, window) in windows.enumerate() {
         let losses = scorer.negative_log_likelihoods(window)?;
         sum += losses.iter().sum::<f64>();

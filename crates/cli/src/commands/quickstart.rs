@@ -2,6 +2,8 @@
 
 mod ask;
 
+pub use ask::Answer;
+
 use crate::commands::convert::{self, ConvertArgs, Target};
 use crate::commands::serve::{ServeArgs, Server};
 use crate::commands::train::Prepared;
@@ -55,7 +57,7 @@ pub struct QuickstartReport {
     /// Size of the 4-bit bundle.
     pub bundle_bytes: u64,
     /// What the served model said.
-    pub answers: Vec<ask::Answer>,
+    pub answers: Vec<Answer>,
     /// Tokens per second while answering.
     pub decode_tok_s: f64,
     /// All of it, in seconds.
@@ -216,7 +218,7 @@ fn fine_tune(recipe: &Recipe, model: &Model, interrupt: &Interrupt, ui: &Ui) -> 
     })
 }
 
-fn ask_all(bundle: &Path, interrupt: &Interrupt, ui: &Ui) -> anyhow::Result<Vec<ask::Answer>> {
+fn ask_all(bundle: &Path, interrupt: &Interrupt, ui: &Ui) -> anyhow::Result<Vec<Answer>> {
     let server = Server::start(&ServeArgs::local(ModelArgs::at(bundle)), ui)?;
     ui.note(format!("listening on {}", server.url()));
     let answers = QUESTIONS.iter().map(|question| {

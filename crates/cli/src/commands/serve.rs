@@ -98,7 +98,9 @@ impl Server {
         let address = listener.local_addr()?;
         if !address.ip().is_loopback() && args.api_key.is_none() {
             let host = address.ip();
-            ui.note(format!("anyone who reaches {host} may use this server; --api-key K keeps it to those who know K"));
+            ui.note(format!(
+                "anyone who reaches {host} may use this server; --api-key K keeps it to those who know K"
+            ));
         }
         let state = AppState::new(config);
         let (stop, stopped) = oneshot::channel();

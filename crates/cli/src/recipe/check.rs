@@ -140,7 +140,7 @@ fn not_yet(r: &Recipe) -> Result<(), String> {
         (o.params != Place::Device, "[offload] params away from the device", "use \"device\""),
         (o.grads != Place::Device, "[offload] grads away from the device", "use \"device\""),
         (o.optim != Place::Device, "[offload] optim away from the device", "use \"device\""),
-        (r.memory != MemoryTable::default(), "[memory] limits while training", "remove the table"),
+        (r.memory != MemoryTable::default(), "a [memory] limit while training", "remove the table"),
         (o.ratio != 1.0, "[offload] ratio other than 1.0", "use 1.0"),
     ];
     match wanted.into_iter().find(|(asked, ..)| *asked) {

@@ -8,6 +8,22 @@ use serde::de::value::Error as Nothing;
 use serde::de::{Deserialize, Deserializer, Error as _, Visitor};
 use toml::{Table, Value};
 
+/// What other trainers call some keys.
+const ELSEWHERE_CALLED: [(&str, &str); 12] = [
+    ("learning_rate", "lr"),
+    ("num_epochs", "epochs"),
+    ("num_train_epochs", "epochs"),
+    ("max_steps", "steps"),
+    ("batch_size", "global_batch"),
+    ("micro_batch_size", "micro_batch"),
+    ("max_length", "max_seq_len"),
+    ("sequence_len", "max_seq_len"),
+    ("max_grad_norm", "clip_norm"),
+    ("warmup_steps", "warmup"),
+    ("target_modules", "targets"),
+    ("output_dir", "dir"),
+];
+
 /// Tables with their keys.
 fn known() -> [(&'static str, &'static [&'static str]); 16] {
     [
@@ -50,12 +66,14 @@ pub(super) fn first_unknown(recipe: &Table) -> Option<String> {
 }
 
 fn unknown_key(table: &str, keys: &[&'static str], key: &str) -> String {
-    let hint = match nearest(key, keys.iter().copied()) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => match elsewhere(key) {
-            Some((other, near)) => format!("did you mean `{near}` of {}?", header(other)),
-            None => format!("its keys are {}", keys.join(", ")),
-        },
+    let ours = ELSEWHERE_CALLED.iter().find(|(theirs, _)| *theirs == key).map(|(_, ours)| *ours);
+    let here = ours.filter(|ours| keys.contains(ours)).or_else(|| nearest(key, keys.iter().copied()));
+    let hint = match (here, elsewhere(ours.unwrap_or(key))) {
+        (_, Some((other, same))) if here.is_none() || same == key => {
+            format!("did you mean `{same}` of {}?", header(other))
+        }
+        (Some(near), _) => format!("did you mean `{near}`?"),
+        _ => format!("its keys are {}", keys.join(", ")),
     };
     format!("unknown key `{key}` in {}; {hint}", header(table))
 }
@@ -135,7 +153,8 @@ mod tests {
     #[test]
     fn an_unknown_key_is_answered_with_the_nearest_and_its_table() {
         let cases = [
-            ("optim.learning_rate = 1", "unknown key `learning_rate` in [optim]; "),
+            ("optim.learning_rate = 1", "unknown key `learning_rate` in [optim]; did you mean `lr`?"),
+            ("train.learning_rate = 1", "in [train]; did you mean `lr` of [optim]?"),
             ("train.max_seq_length = 1", "in [train]; did you mean `max_seq_len`?"),
             ("train.lr = 1", "in [train]; did you mean `lr` of [optim]?"),
             ("optimm.lr = 1", "unknown table `optimm`; did you mean [optim]?"),

@@ -151,7 +151,7 @@ fn what_a_later_version_serves_is_parsed_and_named() {
     ];
     for set in cases {
         let error = load(LEAST, &[set]).expect_err(set).to_string();
-        assert!(error.contains("not available in this version; use"), "{set}: {error}");
+        assert!(error.contains("is not available in this version; "), "{set}: {error}");
     }
 }
 

@@ -1,12 +1,9 @@
 //! Whatever is wrong with what the user gives: one sentence on stderr, the right exit code, no panic, nothing left.
-#![forbid(unsafe_code)]
 
-mod support;
-
+use crate::support::{root, run, stderr, tiny_data, tiny_model, tiny_recipe};
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
-use support::{root, run, stderr, tiny_data, tiny_model, tiny_recipe};
 
 /// Runs, and expects this exit code and a last line on stderr that contains these words.
 #[track_caller]
@@ -55,7 +52,10 @@ fn values_that_make_no_sense_exit_2() {
         (&["logits", &tiny, "--tokens", "9999"], "token id 9999 at position 0"),
         (&["convert", &tiny, "-o", "/nonexistent/x", "--quant", "q9"], "unknown storage format \"q9\""),
         (&["convert", &tiny, "-o", "/nonexistent/x", "--quant", "q6_k"], "can be read but not written"),
-        (&["convert", &tiny, "-o", "/x/y", "--to", "safetensors", "--quant", "q4_0"], "safetensors cannot hold q4_0"),
+        (
+            &["convert", &tiny, "-o", "/x/y", "--to", "safetensors", "--quant", "q4_0"],
+            "safetensors cannot hold q4_0",
+        ),
         (&["serve", &tiny, "--host", "nowhere.invalid"], "cannot listen on nowhere.invalid"),
         (&["serve", &tiny, "--api-key", ""], "--api-key is empty"),
         (&["serve", &tiny, "--max-seqs", "0"], "--max-seqs is 0"),
@@ -137,9 +137,12 @@ fn cut(folder: &Path, file: &str, len: u64) -> String {
 fn truncated_models_are_refused_wherever_they_are_opened() {
     let folder = tempfile::tempdir().expect("folder");
     let output = folder.path().join("out").display().to_string();
-    for (file, len) in
-        [("model.safetensors", 5), ("model.safetensors", 50_000), ("config.json", 10), ("tokenizer.json", 100)]
-    {
+    for (file, len) in [
+        ("model.safetensors", 5),
+        ("model.safetensors", 50_000),
+        ("config.json", 10),
+        ("tokenizer.json", 100),
+    ] {
         let model = cut(folder.path(), file, len);
         refuses(&["generate", &model, "-p", "x"], 1, file);
         refuses(&["convert", &model, "-o", &output], 1, file);
@@ -177,11 +180,12 @@ fn a_budget_that_is_too_small_names_the_smallest_that_works() {
 
 #[test]
 fn a_closed_pipe_ends_the_command_quietly() {
-    let mut child = support::hearth(&["logits", &tiny_model(), "--tokens", "1,2,3", "--all", "--json"])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .expect("starts");
+    let mut child =
+        crate::support::hearth(&["logits", &tiny_model(), "--tokens", "1,2,3", "--all", "--json"])
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("starts");
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("ends");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

@@ -1,13 +1,10 @@
 //! The whole way with the built binary, on the tiny model.
-#![forbid(unsafe_code)]
 
-mod support;
-
+use crate::support::{hearth, json, run, stderr, tiny_model, tiny_recipe};
 use serde_json::{Value, json as object};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use support::{hearth, json, run, stderr, tiny_model, tiny_recipe};
 
 /// Keeps no process behind when a test fails.
 struct Killed(Child);
@@ -60,11 +57,16 @@ fn train_convert_generate_serve() {
     let adapter = trained["checkpoint"].as_str().expect("a checkpoint");
 
     let bundle = at("bundle");
-    let convert = ["convert", &tiny_model(), "--adapter", adapter, "-o", &bundle, "--to", "bundle", "--quant", "q8_0"];
+    let convert =
+        ["convert", &tiny_model(), "--adapter", adapter, "-o", &bundle, "--to", "bundle", "--quant", "q8_0"];
     let converted = json(&convert);
-    assert!(converted["bytes_out"].as_u64() > Some(0) && converted["bytes_in"].as_u64() > Some(0), "{converted}");
+    assert!(
+        converted["bytes_out"].as_u64() > Some(0) && converted["bytes_in"].as_u64() > Some(0),
+        "{converted}"
+    );
 
-    let generated = json(&["generate", &bundle, "-p", "What is", "-n", "8", "--ignore-eos", "--verify-golden"]);
+    let generated =
+        json(&["generate", &bundle, "-p", "What is", "-n", "8", "--ignore-eos", "--verify-golden"]);
     assert_eq!(generated["tokens"].as_array().map(Vec::len), Some(8), "{generated}");
     assert!(generated["text"].as_str().is_some_and(|text| !text.is_empty()));
 
@@ -80,7 +82,8 @@ fn train_convert_generate_serve() {
 #[test]
 fn merged_weights_give_the_adapters_logits() {
     let folder = tempfile::tempdir().expect("folder");
-    let recipe = tiny_recipe(folder.path(), "[adapter]\nkind = 'lora'\n[train]\nsteps = 2\nglobal_batch = 2\n");
+    let recipe =
+        tiny_recipe(folder.path(), "[adapter]\nkind = 'lora'\n[train]\nsteps = 2\nglobal_batch = 2\n");
     let trained = json(&["train", &recipe, "--set", "optim.lr=0.05"]);
     let adapter = trained["checkpoint"].as_str().expect("a checkpoint");
     let merged = folder.path().join("merged").display().to_string();
@@ -180,9 +183,15 @@ fn the_measuring_commands_print_their_keys() {
         (&["data", "inspect", &recipe], &["examples", "tokens", "trained_tokens"]),
         (&["train", &recipe, "--dry-run"], &["steps", "parameters", "tokens"]),
         (&["eval", &tiny, "--perplexity", &text, "--context", "32"], &["perplexity", "tokens"]),
-        (&["bench", "prefill", &tiny, "--tokens", "16"], &["name", "tok_s", "of_peak", "peak_rss_bytes", "samples"]),
+        (
+            &["bench", "prefill", &tiny, "--tokens", "16"],
+            &["name", "tok_s", "of_peak", "peak_rss_bytes", "samples"],
+        ),
         (&["bench", "decode", &tiny, "-n", "4"], &["name", "tok_s", "of_peak", "peak_rss_bytes", "samples"]),
-        (&["bench", "train", &tiny, "--seq", "16"], &["name", "tok_s", "of_peak", "peak_rss_bytes", "samples"]),
+        (
+            &["bench", "train", &tiny, "--seq", "16"],
+            &["name", "tok_s", "of_peak", "peak_rss_bytes", "samples"],
+        ),
         (&["doctor"], &["cpu", "memory", "disk", "gpus", "mpi", "nccl", "peaks"]),
     ];
     for (arguments, keys) in cases {
@@ -196,10 +205,19 @@ fn the_measuring_commands_print_their_keys() {
 #[test]
 fn quickstart_goes_the_whole_way_on_ones_own_model_and_data() {
     let folder = tempfile::tempdir().expect("folder");
-    let output = hearth(&["quickstart", "--model", &tiny_model(), "--data", &support::tiny_data(), "--steps", "3", "--json"])
-        .env("XDG_CACHE_HOME", folder.path())
-        .output()
-        .expect("starts");
+    let output = hearth(&[
+        "quickstart",
+        "--model",
+        &tiny_model(),
+        "--data",
+        &crate::support::tiny_data(),
+        "--steps",
+        "3",
+        "--json",
+    ])
+    .env("XDG_CACHE_HOME", folder.path())
+    .output()
+    .expect("starts");
     assert!(output.status.success(), "{}", stderr(&output));
     let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
     for key in ["loss_before", "loss_after", "train_tok_s", "bundle_bytes", "decode_tok_s", "wall_s"] {

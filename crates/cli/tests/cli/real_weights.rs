@@ -1,13 +1,10 @@
 //! SmolLM2-135M-Instruct against the figures transformers gives. Runs with `cargo xtask ci --real`, which sets
 //! `HEARTH_REAL_WEIGHTS`; otherwise these tests have nothing to look at and say so.
-#![forbid(unsafe_code)]
 
-mod support;
-
+use crate::support::json;
 use hearth::fetch::{self, Asset};
 use hearth::ui::Ui;
 use std::path::PathBuf;
-use support::json;
 
 /// News articles used for perplexity, out of gensim's test data.
 const LEE: Asset = Asset {
@@ -44,7 +41,7 @@ fn real_weights_have_the_perplexity_transformers_measures() {
 #[test]
 fn real_weights_know_the_capital_of_france() {
     let Some(model) = fetched(&fetch::SMOLLM2) else { return };
-    let mut chat = support::hearth(&["chat", &model.display().to_string(), "-n", "16"])
+    let mut chat = crate::support::hearth(&["chat", &model.display().to_string(), "-n", "16"])
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .spawn()

@@ -1,0 +1,7 @@
+//! The built binary, from outside: what it refuses and how, and the whole way on the tiny model.
+#![forbid(unsafe_code)]
+
+mod bad_input;
+mod end_to_end;
+mod real_weights;
+mod support;
