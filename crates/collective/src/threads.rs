@@ -16,6 +16,20 @@ use crate::{Error, Operation, ProcessGroup, tree};
 ///
 /// # Panics
 /// If `world_size` is 0.
+///
+/// ```
+/// use hearth_collective::{ProcessGroup, threads};
+///
+/// std::thread::scope(|scope| {
+///     for mut group in threads::group(4) {
+///         scope.spawn(move || {
+///             let mut buffer = [group.rank() as f32, 1.0];
+///             group.all_reduce(&mut buffer).expect("nobody leaves");
+///             assert_eq!(buffer, [6.0, 4.0]);
+///         });
+///     }
+/// });
+/// ```
 pub fn group(world_size: usize) -> Vec<ThreadGroup> {
     assert!(world_size > 0, "a process group has at least one rank");
     let posted = (0..world_size).map(|_| None).collect();
