@@ -4,6 +4,7 @@
 mod ci;
 mod tools;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask ci [--real]
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
         ["ci"] => ci::run(false),
         ["ci", "--real"] => ci::run(true),
         ["help" | "--help" | "-h"] => {
-            println!("{USAGE}");
+            let _ = writeln!(std::io::stdout(), "{USAGE}");
             return ExitCode::SUCCESS;
         }
         _ => {

@@ -90,7 +90,11 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<TrainReport> {
     }
     let interrupt = Interrupt::listen()?;
     let mut prepared = Prepared::new(&recipe, &model, args.resume, ui)?;
-    prepared.run(ui, &interrupt.flag()).map(TrainReport::Done)
+    let done = prepared.run(ui, &interrupt.flag())?;
+    if done.stopped {
+        ui.note(format!("stopped after step {} of {}; go on with --resume", done.steps, prepared.steps));
+    }
+    Ok(TrainReport::Done(done))
 }
 
 /// A trainer with its data, ready to run.
@@ -132,9 +136,6 @@ impl Prepared {
         let mut watcher = Watcher { progress: ui.progress(self.steps as u64) };
         let summary = self.trainer.run(&self.validation, &mut watcher, stop)?;
         watcher.progress.finish();
-        if summary.stopped {
-            ui.note(format!("stopped after step {} of {}; go on with --resume", summary.steps, self.steps));
-        }
         Ok(Trained {
             steps: summary.steps,
             loss: summary.loss,
