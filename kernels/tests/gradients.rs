@@ -24,8 +24,13 @@ fn floats<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().try_into_vec::<f32>().unwrap()
 }
 
+/// A formula in f64: inputs → value.
+type Formula<'a> = &'a dyn Fn(&[Vec<f64>]) -> Vec<f64>;
+/// The op: inputs and upstream gradient → value and gradients.
+type Op<'a> = &'a dyn Fn(&[Vec<f32>], &[f32]) -> (Vec<f32>, Vec<Vec<f32>>);
+
 /// Central differences of `f(x)·c` with respect to each element of `x[which]`.
-fn numeric(f: &dyn Fn(&[Vec<f64>]) -> Vec<f64>, x: &[Vec<f64>], which: usize, c: &[f64]) -> Vec<f64> {
+fn numeric(f: Formula, x: &[Vec<f64>], which: usize, c: &[f64]) -> Vec<f64> {
     let h = 1e-5;
     (0..x[which].len())
         .map(|i| {
@@ -48,12 +53,7 @@ fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
 
 /// Checks value and gradients of an op with inputs of the given sizes. `run` gets the inputs and the upstream
 /// gradient and returns the value and the gradients.
-fn check(
-    name: &str,
-    sizes: &[usize],
-    reference: &dyn Fn(&[Vec<f64>]) -> Vec<f64>,
-    run: &dyn Fn(&[Vec<f32>], &[f32]) -> (Vec<f32>, Vec<Vec<f32>>),
-) {
+fn check(name: &str, sizes: &[usize], reference: Formula, run: Op) {
     let inputs: Vec<Vec<f32>> = sizes.iter().enumerate().map(|(i, &n)| values(n, i as u32 + 1)).collect();
     let wide: Vec<Vec<f64>> = inputs.iter().map(|x| x.iter().map(|v| *v as f64).collect()).collect();
     let want = reference(&wide);

@@ -96,7 +96,7 @@ pub fn run(args: &QuickstartArgs, ui: &Ui) -> anyhow::Result<QuickstartReport> {
         source: inputs.model.clone(),
         output: staged.clone(),
         to: Target::Bundle,
-        quant: "q4_0".into(),
+        quant: "q4_1".into(),
         adapter: Some(trained.adapter),
     };
     let bundle_bytes = convert::run(&convert, ui)?.bytes_out;
