@@ -204,7 +204,9 @@ fn attention_f64(
 
 #[test]
 fn attention_matches_f64_for_groups_windows_and_documents() {
-    let cases: [(usize, usize, usize, &[usize], Option<usize>); 6] = [
+    // heads, KV heads, head width, documents, window
+    type Case = (usize, usize, usize, &'static [usize], Option<usize>);
+    let cases: [Case; 6] = [
         (1, 1, 4, &[1], None),
         (2, 2, 8, &[19], None),
         (3, 1, 6, &[5, 18], None),
