@@ -107,14 +107,15 @@ fn for_each_chunk(
     }
 }
 
-/// `C`, written by several threads at disjoint tiles.
+/// A row-major result, written by several threads at disjoint places.
 #[derive(Clone, Copy)]
-struct Output {
-    ptr: *mut f32,
-    columns: usize,
+pub(super) struct Output {
+    pub(super) ptr: *mut f32,
+    pub(super) columns: usize,
 }
 
-// SAFETY: tasks write disjoint row-by-column tiles; see `Tiles::run`.
+// SAFETY: it is only written through tiles that no two tasks share: `Tiles::task` here, and in `packed` the columns
+// of a task's own panels.
 unsafe impl Send for Output {}
 // SAFETY: as above.
 unsafe impl Sync for Output {}

@@ -6,7 +6,7 @@
 //! first-level cache. The arithmetic is that of [`super::gemm`]: one chain over ascending columns.
 
 use super::decode::{BLOCK, decode_bf16, decode_f16, decode_q4, decode_q4_min, decode_q8};
-use super::gemm::{Elems, View, gemm};
+use super::gemm::{Elems, Output, View, gemm};
 use super::simd::LANES;
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -218,18 +218,6 @@ impl PackedMatrix {
         }
     }
 }
-
-/// `y`, written by several threads at disjoint columns.
-#[derive(Clone, Copy)]
-struct Output {
-    ptr: *mut f32,
-    columns: usize,
-}
-
-// SAFETY: each quad of panels writes its own columns; see `Strip::multiply`.
-unsafe impl Send for Output {}
-// SAFETY: as above.
-unsafe impl Sync for Output {}
 
 /// A strip of columns of up to four decoded panels.
 struct Strip<'a> {
