@@ -92,14 +92,23 @@ pub struct Stats {
     pub train: Counts,
     /// What is there for validation.
     pub val: Counts,
-    /// Examples that lost their end to `max_seq_len`.
+    /// Examples, or preference pairs, that lost their end to `max_seq_len`.
     pub truncated: usize,
-    /// Examples left out because no token of them is trained.
+    /// Examples left out because no token of them is trained; pairs, because none of one reply is.
     pub dropped: usize,
+    /// Preference pairs left out because both replies are the same tokens.
+    pub identical: usize,
     /// Conversations that became one example for each assistant turn.
     pub split_by_turn: usize,
     /// What the user should know, one sentence each.
     pub warnings: Vec<String>,
+}
+
+/// What is only told in warnings.
+#[derive(Default)]
+struct Oddities {
+    prompt_differs: usize,
+    reply_rewritten: usize,
 }
 
 /// The examples of one row: they stay on one side of the validation split.
@@ -118,7 +127,7 @@ pub fn load(
     check(config)?;
     let encoder = Encoder { tokenizer, template, train_on: config.train_on, max_seq_len: config.max_seq_len };
     let mut stats = Stats::default();
-    let mut prompt_differs = 0;
+    let mut oddities = Oddities::default();
     let (mut train, mut val): (Vec<Group>, Vec<Group>) = Default::default();
     for file in &config.files {
         let format = format::find(&file.format)?;
@@ -127,7 +136,9 @@ pub fn load(
             stats.truncated += encoded.truncated;
             stats.dropped += encoded.dropped;
             stats.split_by_turn += usize::from(encoded.split_by_turn);
-            prompt_differs += usize::from(encoded.prompt_differs);
+            stats.identical += usize::from(encoded.identical);
+            oddities.prompt_differs += usize::from(encoded.prompt_differs);
+            oddities.reply_rewritten += usize::from(encoded.reply_rewritten);
             let side = if file.split == Split::Train { &mut train } else { &mut val };
             side.extend(groups(encoded, format));
         }
@@ -136,11 +147,14 @@ pub fn load(
     set_aside(config, &mut train, &mut val)?;
     let dataset_side = |groups: Vec<Group>| {
         let examples: Vec<Example> = groups.into_iter().flatten().collect();
-        if config.packing { pack::pack(examples, config.max_seq_len) } else { pack::unpacked(examples) }
+        let mut sequences =
+            if config.packing { pack::pack(examples, config.max_seq_len) } else { pack::unpacked(examples) };
+        pack::number(&mut sequences);
+        sequences
     };
     let (train, val) = (dataset_side(train), dataset_side(val));
     (stats.train, stats.val) = (counts(&train), counts(&val));
-    stats.warnings = warnings(config, &stats, prompt_differs);
+    stats.warnings = warnings(config, &stats, &oddities);
     Ok(Dataset { train, val, stats })
 }
 
@@ -160,6 +174,27 @@ fn check(config: &DatasetConfig) -> Result<(), Error> {
             "val_fraction = {}; it must be at least 0 and less than 1",
             config.val_fraction
         ));
+    }
+    check_pairs(config)
+}
+
+/// Pairs are compared half with half: they share no sequence, and no dataset, with anything else.
+fn check_pairs(config: &DatasetConfig) -> Result<(), Error> {
+    let formats =
+        config.files.iter().map(|file| format::find(&file.format)).collect::<Result<Vec<_>, _>>()?;
+    let Some(paired) = formats.iter().find(|format| format.pairs) else { return Ok(()) };
+    if let Some(other) = formats.iter().find(|format| !format.pairs) {
+        return Err(Error::Setting(format!(
+            "format {:?} holds preference pairs and format {:?} does not; train on one or the other",
+            paired.name, other.name
+        )));
+    }
+    if config.packing {
+        return Err(Error::Setting(format!(
+            "packing = true does not go with format {:?}: the two halves of a pair are sequences of their own; set \
+             packing = false",
+            paired.name
+        )));
     }
     Ok(())
 }
@@ -219,6 +254,11 @@ fn require_rows(config: &DatasetConfig, stats: &Stats, train: &[Group]) -> Resul
     let paths = paths.join(", ");
     Err(Error::Empty(match stats.rows {
         0 => format!("no row in {paths}"),
+        rows if stats.identical > 0 => format!(
+            "none of the {rows} pairs in {paths} is left: in {} both replies are the same tokens within max_seq_len \
+             = {}, in {} one has no trained token",
+            stats.identical, config.max_seq_len, stats.dropped
+        ),
         rows if stats.dropped > 0 => format!(
             "none of the {rows} rows in {paths} has a trained token within max_seq_len = {}; raise it, or check \
              that the rows have assistant turns or set train_on = \"all\"",
@@ -252,16 +292,25 @@ fn set_aside(config: &DatasetConfig, train: &mut Vec<Group>, val: &mut Vec<Group
     Ok(())
 }
 
-fn warnings(config: &DatasetConfig, stats: &Stats, prompt_differs: usize) -> Vec<String> {
+fn warnings(config: &DatasetConfig, stats: &Stats, oddities: &Oddities) -> Vec<String> {
     let mut out = Vec::new();
+    let pairs = config.files.iter().any(|file| format::find(&file.format).is_ok_and(|f| f.pairs));
+    let examples = if pairs { "pairs" } else { "examples" };
     if stats.truncated > 0 {
         out.push(format!(
-            "{} examples are longer than max_seq_len = {} and lost their end",
+            "{} {examples} are longer than max_seq_len = {} and lost their end",
             stats.truncated, config.max_seq_len
         ));
     }
     if stats.dropped > 0 {
-        out.push(format!("{} examples have no trained token and were left out", stats.dropped));
+        let which = if pairs { "pairs have a reply without a" } else { "examples have no" };
+        out.push(format!("{} {which} trained token and were left out", stats.dropped));
+    }
+    if stats.identical > 0 {
+        out.push(format!(
+            "{} pairs were left out because both replies are the same tokens within max_seq_len = {}",
+            stats.identical, config.max_seq_len
+        ));
     }
     if stats.split_by_turn > 0 {
         out.push(format!(
@@ -269,10 +318,18 @@ fn warnings(config: &DatasetConfig, stats: &Stats, prompt_differs: usize) -> Vec
             stats.split_by_turn
         ));
     }
-    if prompt_differs > 0 {
+    if oddities.reply_rewritten > 0 {
         out.push(format!(
-            "the chat template's generation prompt is not how the assistant's turns begin in {prompt_differs} \
-             conversations (an opened <think> block, say); they are trained from where the two part"
+            "the chat template rewrites earlier turns, so of the replies with several turns in {} pairs only the last \
+             is trained",
+            oddities.reply_rewritten
+        ));
+    }
+    if oddities.prompt_differs > 0 {
+        out.push(format!(
+            "the chat template's generation prompt is not how the assistant's turns begin in {} \
+             conversations (an opened <think> block, say); they are trained from where the two part",
+            oddities.prompt_differs
         ));
     }
     out

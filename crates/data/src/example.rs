@@ -1,7 +1,7 @@
 //! Rows → examples: token ids with labels.
 
 use crate::error::Error;
-use crate::format::{Instruction, Row};
+use crate::format::{Instruction, Row, TokenRow};
 use crate::message::Message;
 use crate::template::ChatTemplate;
 use crate::tokenizer::{Tokenizer, Tokens};
@@ -38,12 +38,16 @@ pub struct Encoder<'a> {
 /// What became of one row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Encoded {
-    /// Its examples, all with at least one trained token.
+    /// Its examples, all with at least one trained token. A preference gives two: chosen, then rejected.
     pub examples: Vec<Example>,
-    /// Examples that lost their end to `max_seq_len`.
+    /// Examples that lost their end to `max_seq_len`; a pair counts once.
     pub truncated: usize,
-    /// Examples left out because no token of them is trained.
+    /// Examples left out because no token of them is trained; pairs, because none of one reply is.
     pub dropped: usize,
+    /// The pair was left out because its replies are the same tokens.
+    pub identical: bool,
+    /// The template rewrites earlier turns, so that only the last ones of a reply are trained.
+    pub reply_rewritten: bool,
     /// The template rewrites earlier turns, so that the conversation became one example for each assistant turn.
     pub split_by_turn: bool,
     /// The template's generation prompt is not how the assistant's turns begin.
@@ -56,25 +60,31 @@ impl Encoder<'_> {
     /// # Errors
     /// When the row needs a tokenizer or template that is not there, or the template refuses it.
     pub fn encode(&self, row: &Row, format: &str) -> Result<Encoded, Error> {
-        if let Row::Tokens { ids, labels } = row {
-            return Ok(self.finish(vec![from_ids(ids, labels.as_deref())]));
-        }
-        let tokenizer = self.tokenizer.ok_or_else(|| Error::NoTokenizer { format: format.to_owned() })?;
         match row {
+            Row::Tokens(row) => Ok(self.finish(vec![from_row(row)])),
             Row::Conversation { messages, variables } => {
-                let template =
-                    self.template.ok_or_else(|| Error::NoTemplate { format: format.to_owned() })?;
-                self.conversation(tokenizer, template, messages, variables)
+                self.conversation(self.tokenizer(format)?, self.template(format)?, messages, variables)
             }
-            Row::Instruction(instruction) => match self.template {
-                Some(template) => {
-                    self.conversation(tokenizer, template, &conversation_of(instruction), &Map::new())
+            Row::Instruction(instruction) => {
+                let tokenizer = self.tokenizer(format)?;
+                match self.template {
+                    Some(template) => {
+                        self.conversation(tokenizer, template, &conversation_of(instruction), &Map::new())
+                    }
+                    None => Ok(self.finish(vec![self.instruction(tokenizer, instruction)?])),
                 }
-                None => Ok(self.finish(vec![self.instruction(tokenizer, instruction)?])),
-            },
-            Row::Text(text) => Ok(self.finish(self.text(tokenizer, text)?)),
-            Row::Tokens { .. } => Ok(Encoded::default()),
+            }
+            Row::Text(text) => Ok(self.finish(self.text(self.tokenizer(format)?, text)?)),
+            Row::Preference(preference) => self.preference(preference, format),
         }
+    }
+
+    pub(crate) fn tokenizer(&self, format: &str) -> Result<&Tokenizer, Error> {
+        self.tokenizer.ok_or_else(|| Error::NoTokenizer { format: format.to_owned() })
+    }
+
+    pub(crate) fn template(&self, format: &str) -> Result<&ChatTemplate, Error> {
+        self.template.ok_or_else(|| Error::NoTemplate { format: format.to_owned() })
     }
 
     fn conversation(
@@ -134,13 +144,8 @@ impl Encoder<'_> {
     fn finish(&self, examples: Vec<Example>) -> Encoded {
         let mut encoded = Encoded::default();
         for mut example in examples {
-            if example.ids.len() > self.max_seq_len {
-                example.ids.truncate(self.max_seq_len);
-                example.labels.truncate(self.max_seq_len);
-                encoded.truncated += 1;
-            }
-            // Nothing predicts the first token, so its label does not count.
-            if example.labels.iter().skip(1).all(|&label| label == IGNORE) {
+            encoded.truncated += usize::from(example.truncate(self.max_seq_len));
+            if example.is_untrained() {
                 encoded.dropped += 1;
             } else {
                 encoded.examples.push(example);
@@ -150,15 +155,34 @@ impl Encoder<'_> {
     }
 }
 
+impl Example {
+    /// Cuts the end off if it is longer than `max_seq_len`; tells whether it was.
+    pub(crate) fn truncate(&mut self, max_seq_len: usize) -> bool {
+        let too_long = self.ids.len() > max_seq_len;
+        self.ids.truncate(max_seq_len);
+        self.labels.truncate(max_seq_len);
+        too_long
+    }
+
+    /// Whether no token counts. Nothing predicts the first one, so its label does not.
+    pub(crate) fn is_untrained(&self) -> bool {
+        self.labels.iter().skip(1).all(|&label| label == IGNORE)
+    }
+}
+
 fn from_ids(ids: &[u32], labels: Option<&[i32]>) -> Example {
     let labels = labels.map_or_else(|| ids.iter().map(|&id| id as i32).collect(), <[i32]>::to_vec);
-    Example { ids: ids.to_vec(), labels }
+    Example { ids: ids.to_vec(), labels, half: None }
+}
+
+pub(crate) fn from_row(row: &TokenRow) -> Example {
+    from_ids(&row.ids, row.labels.as_deref())
 }
 
 /// Labels the tokens that lie in `trained`. A token that begins before a range stays out: at inference it belongs to
 /// the prompt. What a template writes after the token that ends a turn (a line break, mostly) is not the
 /// assistant's, and stays out too.
-fn mask(tokenizer: &Tokenizer, tokens: Tokens, trained: &[Range<usize>]) -> Example {
+pub(crate) fn mask(tokenizer: &Tokenizer, tokens: Tokens, trained: &[Range<usize>]) -> Example {
     let mut labels = vec![IGNORE; tokens.ids.len()];
     for range in trained {
         let inside = |span: &Range<usize>| {
@@ -176,11 +200,11 @@ fn mask(tokenizer: &Tokenizer, tokens: Tokens, trained: &[Range<usize>]) -> Exam
             labels[k] = tokens.ids[k] as i32;
         }
     }
-    Example { ids: tokens.ids, labels }
+    Example { ids: tokens.ids, labels, half: None }
 }
 
 /// Adds EOS where the tokenizer has not, and trains it.
-fn end_with_eos(tokenizer: &Tokenizer, example: &mut Example) {
+pub(crate) fn end_with_eos(tokenizer: &Tokenizer, example: &mut Example) {
     let Some(eos) = tokenizer.eos_id() else { return };
     if example.ids.last() == Some(&eos) {
         example.labels.pop();

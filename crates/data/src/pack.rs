@@ -1,14 +1,14 @@
 //! Examples → sequences of bounded length.
 
-use crate::{Example, IGNORE, Sequence};
+use crate::{Example, Half, IGNORE, Sequence};
 
 /// Sequences that may still take a document. More fill better, and cost a longer search for each example.
 const OPEN_SEQUENCES: usize = 64;
 
 impl From<Example> for Sequence {
-    /// One example alone in its sequence.
+    /// One example alone in its sequence; its place is 0 until [`number`] says otherwise.
     fn from(example: Example) -> Self {
-        let mut sequence = Self { ids: Vec::new(), labels: Vec::new(), documents: Vec::new() };
+        let mut sequence = Self { half: example.half, ..Default::default() };
         sequence.append(example);
         sequence
     }
@@ -71,6 +71,15 @@ pub fn pack(examples: Vec<Example>, max_seq_len: usize) -> Vec<Sequence> {
     sequences
 }
 
+/// Numbers sequences by their places. The halves of a pair get the same number.
+pub fn number(sequences: &mut [Sequence]) {
+    let mut next = 0;
+    for sequence in sequences {
+        sequence.example = next;
+        next += u64::from(sequence.half != Some(Half::Chosen));
+    }
+}
+
 /// One example per sequence.
 pub fn unpacked(examples: Vec<Example>) -> Vec<Sequence> {
     examples.into_iter().map(Sequence::from).collect()
@@ -89,7 +98,7 @@ mod tests {
             .map(|&len| {
                 let ids: Vec<u32> = (next..next + len as u32).collect();
                 next += len as u32;
-                Example { labels: ids.iter().map(|&id| id as i32).collect(), ids }
+                Example { labels: ids.iter().map(|&id| id as i32).collect(), ids, half: None }
             })
             .collect()
     }
@@ -132,8 +141,10 @@ mod tests {
 
     #[test]
     fn without_packing_each_example_stands_alone() {
-        let sequences = unpacked(examples(&[3, 2]));
-        assert_eq!(sequences[1], Sequence { ids: vec![3, 4], labels: vec![IGNORE, 4], documents: vec![2] });
+        let mut sequences = unpacked(examples(&[3, 2]));
+        number(&mut sequences);
+        let (ids, labels, documents) = (vec![3, 4], vec![IGNORE, 4], vec![2]);
+        assert_eq!(sequences[1], Sequence { ids, labels, documents, example: 1, half: None });
         assert_eq!(sequences[0].trained_tokens(), 2);
     }
 }

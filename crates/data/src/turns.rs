@@ -58,6 +58,63 @@ pub(crate) fn find(
     Ok(Turns { texts: turns, rewrites, prompt_differs })
 }
 
+/// A conversation's reply, marked: what follows its prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Reply {
+    pub(crate) marked: MarkedText,
+    /// The template rewrites earlier turns, so that of several in the reply only the later ones are marked.
+    pub(crate) rewrites: bool,
+    /// As in [`Turns`].
+    pub(crate) prompt_differs: bool,
+}
+
+/// Marks the assistant's turns among the messages from `first` on. The conversation stays one text.
+pub(crate) fn find_reply(
+    template: &ChatTemplate,
+    messages: &[Message],
+    first: usize,
+    variables: &Map<String, Value>,
+) -> Result<Reply, Error> {
+    if template.has_generation_blocks() {
+        let before = template.render_marked(&messages[..first], variables)?.assistant.len();
+        let marked = template.render_marked(messages, variables)?;
+        let trained = marked.assistant.into_iter().skip(before).collect();
+        let marked = MarkedText { text: marked.text, trained };
+        return Ok(Reply { marked, rewrites: false, prompt_differs: false });
+    }
+    let whole = template.render(messages, false, variables)?;
+    let mut reply = Reply {
+        marked: MarkedText { text: whole, trained: Vec::new() },
+        rewrites: false,
+        prompt_differs: false,
+    };
+    for i in (first..messages.len()).filter(|&i| messages[i].is_assistant()) {
+        let text = template.render(&messages[..=i], false, variables)?;
+        if !reply.marked.text.starts_with(&text) {
+            reply.rewrites = true;
+            continue;
+        }
+        let (start, exact) = turn_start(template, messages, i, &text, variables)?;
+        reply.prompt_differs |= !exact;
+        reply.marked.trained.push(start..text.len());
+    }
+    Ok(reply)
+}
+
+/// The whole conversation, with everything from message `first` on marked, whoever says it.
+pub(crate) fn everything_from(
+    template: &ChatTemplate,
+    messages: &[Message],
+    first: usize,
+    variables: &Map<String, Value>,
+) -> Result<Reply, Error> {
+    let text = template.render(messages, false, variables)?;
+    let (start, exact) = turn_start(template, messages, first, &text, variables)?;
+    let end = text.len();
+    let trained = vec![Range { start, end }];
+    Ok(Reply { marked: MarkedText { text, trained }, rewrites: false, prompt_differs: !exact })
+}
+
 /// Where turn `i`, the last one of `text`, begins; and whether the prompt before it is exactly what stands there.
 fn turn_start(
     template: &ChatTemplate,
@@ -138,6 +195,41 @@ mod tests {
         );
         assert_eq!(texts, [["a1;", "a2;"]]);
         assert!(turns.prompt_differs && !turns.rewrites);
+    }
+
+    fn reply(source: &str, first: usize) -> (Vec<String>, Reply) {
+        let template = ChatTemplate::new(source, None, None).expect("compiles");
+        let reply = find_reply(&template, &conversation(), first, &Map::new()).expect("found");
+        let text = &reply.marked.text;
+        (reply.marked.trained.iter().map(|r| text[r.clone()].to_owned()).collect(), reply)
+    }
+
+    #[test]
+    fn a_reply_is_what_the_assistant_says_after_the_prompt() {
+        assert_eq!(reply(CHATML, 3).0, ["a2<|im_end|>\n"]);
+        assert_eq!(reply(CHATML, 1).0, ["a1<|im_end|>\n", "a2<|im_end|>\n"]);
+        let blocks = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}\
+            {% endgeneration %}{% else %}{{ m.content }}{% endif %};{% endfor %}";
+        assert_eq!(reply(blocks, 3).0, ["a2"]);
+    }
+
+    #[test]
+    fn of_a_reply_that_is_rewritten_the_last_turn_is_marked() {
+        let (texts, found) = reply(
+            "{% for m in messages %}{{ m.role[0] }}:{% if m.role == 'assistant' and loop.last %}<think>{% endif %}\
+             {{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}",
+            1,
+        );
+        assert_eq!(texts, ["<think>a2;"]);
+        assert!(found.rewrites);
+    }
+
+    #[test]
+    fn everything_after_the_prompt_has_its_users_too() {
+        let template = ChatTemplate::new(CHATML, None, None).expect("compiles");
+        let found = everything_from(&template, &conversation(), 1, &Map::new()).expect("found");
+        let text = &found.marked.text[found.marked.trained[0].clone()];
+        assert!(text.starts_with("a1<|im_end|>\n<|im_start|>user\nu2"), "{text}");
     }
 
     #[test]

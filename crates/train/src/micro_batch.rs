@@ -50,8 +50,9 @@ mod tests {
             ids: vec![1, 2, 3, 4, 5],
             labels: vec![-100, 2, -100, -100, 5],
             documents: vec![3, 2],
+            ..Default::default()
         };
-        let single = Sequence { ids: vec![6], labels: vec![-100], documents: vec![1] };
+        let single = Sequence { ids: vec![6], labels: vec![-100], documents: vec![1], ..Default::default() };
         let batch = MicroBatch::new(&[packed, single]);
         assert_eq!(*batch.ids, [1, 2, 3, 4, 5, 6]);
         assert_eq!(*batch.documents, [3, 2, 1]);

@@ -231,7 +231,7 @@ fn sequence(len: usize, vocab_size: usize) -> Sequence {
     let ids = random_tokens(len, vocab_size);
     let mut labels: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
     labels[0] = hearth_data::IGNORE;
-    Sequence { ids, labels, documents: vec![len] }
+    Sequence { ids, labels, documents: vec![len], ..Default::default() }
 }
 
 /// Matrices that every token is multiplied by: all linear layers and the head.

@@ -9,6 +9,7 @@ pub(super) const FORMAT: Format = Format {
     sample: r#"{"instruction": "Add the numbers.", "input": "2, 3", "output": "5"}"#,
     parse,
     plain_files: false,
+    pairs: false,
 };
 
 fn parse(row: &Map<String, Value>) -> Result<Row, String> {

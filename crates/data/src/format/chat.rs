@@ -10,15 +10,18 @@ pub(super) const FORMAT: Format = Format {
     sample: r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}"#,
     parse,
     plain_files: false,
+    pairs: false,
 };
 
 fn parse(row: &Map<String, Value>) -> Result<Row, String> {
-    let messages = required_list(row, "messages", "messages")?
-        .iter()
-        .enumerate()
-        .map(|(i, value)| message(value).map_err(|reason| format!("message {i}: {reason}")))
-        .collect::<Result<_, _>>()?;
+    let messages = messages(required_list(row, "messages", "messages")?)?;
     Ok(Row::Conversation { messages, variables: template_variables(row) })
+}
+
+/// A list of messages; what is wrong with one is told with its number.
+pub(super) fn messages(list: &[Value]) -> Result<Vec<Message>, String> {
+    let numbered = |(i, value)| message(value).map_err(|reason| format!("message {i}: {reason}"));
+    list.iter().enumerate().map(numbered).collect()
 }
 
 fn message(value: &Value) -> Result<Message, String> {

@@ -2,6 +2,7 @@
 
 mod alpaca;
 mod chat;
+mod preference;
 mod sharegpt;
 mod text;
 mod tokens;
@@ -25,11 +26,49 @@ pub enum Row {
     /// Plain text, every token of it trained.
     Text(String),
     /// Token ids, already made.
+    Tokens(TokenRow),
+    /// A prompt with a better and a worse reply.
+    Preference(Preference),
+}
+
+/// Token ids of one example.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenRow {
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// One label beside each id: −100, or the id to be predicted there.
+    pub labels: Option<Vec<i32>>,
+}
+
+/// A prompt, the reply that is preferred and the one that is not.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Preference {
+    /// Plain text: the prompt, and what each reply goes on with.
+    Text {
+        /// What both begin with.
+        prompt: String,
+        /// The better reply.
+        chosen: String,
+        /// The worse reply.
+        rejected: String,
+    },
+    /// A conversation and its two continuations.
+    Conversation {
+        /// The messages both begin with.
+        prompt: Vec<Message>,
+        /// The better reply: one message, mostly.
+        chosen: Vec<Message>,
+        /// The worse reply.
+        rejected: Vec<Message>,
+        /// Further variables of the chat template, such as `tools`.
+        variables: Map<String, Value>,
+    },
+    /// Token ids, already made: prompt and reply in each.
     Tokens {
-        /// The ids.
-        ids: Vec<u32>,
-        /// One label beside each id: −100, or the id to be predicted there.
-        labels: Option<Vec<i32>>,
+        /// With the better reply.
+        chosen: TokenRow,
+        /// With the worse reply.
+        rejected: TokenRow,
     },
 }
 
@@ -59,11 +98,13 @@ pub struct Format {
     pub parse: fn(&Map<String, Value>) -> Result<Row, String>,
     /// Whether files other than `.json` and `.jsonl` are read as one text each.
     pub plain_files: bool,
+    /// Whether each row is a preference pair.
+    pub pairs: bool,
 }
 
 /// All formats.
 pub const FORMATS: &[&Format] =
-    &[&chat::FORMAT, &alpaca::FORMAT, &sharegpt::FORMAT, &text::FORMAT, &tokens::FORMAT];
+    &[&chat::FORMAT, &alpaca::FORMAT, &sharegpt::FORMAT, &text::FORMAT, &tokens::FORMAT, &preference::FORMAT];
 
 /// The format of this name.
 ///
@@ -171,7 +212,13 @@ mod tests {
 
     #[test]
     fn an_unknown_format_suggests_the_nearest() {
-        let cases = [("chatt", "chat"), ("ShareGPT", "sharegpt"), ("alpacca", "alpaca"), ("token", "tokens")];
+        let cases = [
+            ("chatt", "chat"),
+            ("ShareGPT", "sharegpt"),
+            ("alpacca", "alpaca"),
+            ("token", "tokens"),
+            ("preferences", "preference"),
+        ];
         for (typed, meant) in cases {
             let message = find(typed).err().expect(typed).to_string();
             assert!(message.contains(&format!("did you mean {meant:?}?")), "{message}");

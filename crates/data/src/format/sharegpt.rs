@@ -10,6 +10,7 @@ pub(super) const FORMAT: Format = Format {
     sample: r#"{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}"#,
     parse,
     plain_files: false,
+    pairs: false,
 };
 
 /// Names of speakers and the role each has in a chat template.

@@ -9,6 +9,7 @@ pub(super) const FORMAT: Format = Format {
     sample: r#"{"text": "Once upon a time."}"#,
     parse,
     plain_files: true,
+    pairs: false,
 };
 
 fn parse(row: &Map<String, Value>) -> Result<Row, String> {

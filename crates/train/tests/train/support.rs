@@ -27,7 +27,7 @@ fn sequence(i: usize, vocab: usize) -> Sequence {
     labels[0] = -100;
     labels[1 + i % 4] = -100;
     labels[if i % 3 == 2 { 3 } else { 0 }] = -100;
-    Sequence { ids, labels, documents }
+    Sequence { ids, labels, documents, example: i as u64, half: None }
 }
 
 pub fn config(steps: usize) -> TrainConfig {
@@ -99,7 +99,7 @@ pub fn reference_sequences(file: &SafeTensors<'_>, prefix: &str) -> Vec<Sequence
         let ids: Vec<u32> =
             reference(file, &format!("{prefix}input_ids.{i}")).iter().map(|id| *id as u32).collect();
         let labels = reference(file, &format!("{prefix}labels.{i}")).iter().map(|l| *l as i32).collect();
-        Sequence { documents: vec![ids.len()], ids, labels }
+        Sequence { documents: vec![ids.len()], ids, labels, example: i as u64, half: None }
     };
     vec![one(0), one(1)]
 }
