@@ -55,6 +55,17 @@ fn output_length(call: &Call, world_size: usize) -> Result<usize, Error> {
         Operation::ReduceScatter => Ok(length / world_size),
         // A product past the address space equals no slice's length.
         Operation::AllGather => Ok(length.saturating_mul(world_size)),
-        Operation::AllReduce | Operation::AllToAll | Operation::Broadcast | Operation::Barrier => Ok(length),
+        Operation::AllReduce
+        | Operation::AllToAll
+        | Operation::Broadcast
+        | Operation::Barrier
+        | Operation::Split => Ok(length),
     }
+}
+
+/// The ranks whose color is `color` in the order of their ranks in the new group; `places` are color and key by rank.
+pub fn part(places: &[(usize, usize)], color: usize) -> Vec<usize> {
+    let mut members: Vec<_> = (0..places.len()).filter(|rank| places[*rank].0 == color).collect();
+    members.sort_by_key(|rank| (places[*rank].1, *rank));
+    members
 }

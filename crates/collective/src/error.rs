@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::Diagnosis;
+
 /// What the ranks of a process group do together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -17,6 +19,8 @@ pub enum Operation {
     Broadcast,
     /// [`barrier`](crate::ProcessGroup::barrier)
     Barrier,
+    /// [`split`](crate::ProcessGroup::split)
+    Split,
 }
 
 impl Operation {
@@ -24,10 +28,39 @@ impl Operation {
     pub fn unit(self) -> &'static str {
         match self {
             Self::AllReduce | Self::ReduceScatter => "elements",
-            Self::AllGather | Self::AllToAll | Self::Broadcast | Self::Barrier => "bytes",
+            Self::AllGather | Self::AllToAll | Self::Broadcast | Self::Barrier | Self::Split => "bytes",
         }
     }
 }
+
+impl Operation {
+    /// Bytes that one rank holds while the operation runs, buffers and result included, if it passes `input` bytes to
+    /// a group of `world_size`: the same on every backend but for scratch of at most [`SCRATCH_BYTES`].
+    ///
+    /// | operation, `n` bytes passed | held |
+    /// |---|---|
+    /// | all_reduce | `n`, and `n / world_size` rounded up to whole elements |
+    /// | reduce_scatter | `n + n / world_size` |
+    /// | all_gather | `n + n × world_size` |
+    /// | all_to_all | `2 n` |
+    /// | broadcast | `n` |
+    ///
+    /// A world of one holds `n`: the buffer comes back.
+    pub fn held_bytes(self, world_size: usize, input: usize) -> usize {
+        match self {
+            _ if world_size == 1 => input,
+            Self::AllReduce => input + (input / 4).div_ceil(world_size) * 4,
+            Self::ReduceScatter => input + input / world_size,
+            Self::AllGather => input + input * world_size,
+            Self::AllToAll => 2 * input,
+            Self::Broadcast => input,
+            Self::Barrier | Self::Split => 0,
+        }
+    }
+}
+
+/// What an operation may hold beside [`held_bytes`](Operation::held_bytes): partial sums, pieces on their way.
+pub const SCRATCH_BYTES: usize = 4 << 20;
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -38,14 +71,15 @@ impl fmt::Display for Operation {
             Self::AllToAll => "all_to_all",
             Self::Broadcast => "broadcast",
             Self::Barrier => "barrier",
+            Self::Split => "split",
         })
     }
 }
 
 /// Why an operation failed. Every rank that takes part gets the same error.
 ///
-/// After [`Error::PeerLeft`] the group is over. Every other error is a refusal: no buffer was written and the group
-/// can be used further.
+/// After [`Error::PeerLeft`], [`Error::TimedOut`] and [`Error::Aborted`] the group is over. Every other error is a
+/// refusal: nothing was exchanged and the group can be used further.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A rank was dropped, by returning or by panicking, before it took part.
@@ -56,6 +90,20 @@ pub enum Error {
         /// What the others were about to do.
         operation: Operation,
     },
+    /// The operation lasted longer than the group allows.
+    #[error("{0}")]
+    TimedOut(Diagnosis),
+    /// A rank ended the group, or gave up waiting in it.
+    #[error("{operation}: rank {rank} aborted the process group")]
+    Aborted {
+        /// Who ended it.
+        rank: usize,
+        /// What this rank was about to do.
+        operation: Operation,
+    },
+    /// The thread that runs the operations of an [`Ordered`](crate::Ordered) panicked.
+    #[error("process group: the communication thread has stopped")]
+    Stopped,
     /// The ranks do not run the same program.
     #[error("process group: rank 0 called {expected}, rank {rank} called {operation}")]
     Diverged {

@@ -16,13 +16,19 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod buffer;
 pub mod error;
 pub mod group;
+pub mod ordered;
 pub mod threads;
+pub mod watchdog;
 
 mod call;
 mod tree;
 
 pub use backend::{BACKENDS, Backend};
-pub use error::{Error, Operation};
+pub use buffer::Buffer;
+pub use error::{Error, Operation, SCRATCH_BYTES};
 pub use group::ProcessGroup;
+pub use ordered::{Ordered, Pending, single};
+pub use watchdog::{DEFAULT_TIMEOUT, Diagnosis, Watchdog};

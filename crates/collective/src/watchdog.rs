@@ -1,0 +1,130 @@
+//! How long an operation may last, and what is said when it lasts longer.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::call::Call;
+use crate::{Error, Operation};
+
+/// How long an operation may last when nobody says. The slowest step that ranks wait for is another rank's checkpoint
+/// to a slow disk.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Watches the operations of an [`Ordered`](crate::Ordered).
+#[derive(Clone)]
+pub struct Watchdog {
+    /// How long an operation may last, from its start (not from its call: operations before it have their own time).
+    pub timeout: Duration,
+    /// Told of a timeout as soon as there is one, on the communication thread, before the caller is. The caller may be
+    /// deep in a computation that it waits for nothing in.
+    pub on_timeout: Arc<dyn Fn(&Diagnosis) + Send + Sync>,
+}
+
+impl Watchdog {
+    /// Ends operations after `timeout` and tells nobody but the caller.
+    pub fn new(timeout: Duration) -> Self {
+        Self { timeout, on_timeout: Arc::new(|_| {}) }
+    }
+}
+
+impl Default for Watchdog {
+    fn default() -> Self {
+        Self::new(DEFAULT_TIMEOUT)
+    }
+}
+
+/// What a rank knows about an operation that did not end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnosis {
+    /// Who waited.
+    pub rank: usize,
+    /// Of how many.
+    pub world_size: usize,
+    /// What it waited for.
+    pub operation: Operation,
+    /// Which operation of this group it was, from 0: the same number on every rank.
+    pub sequence: u64,
+    /// Length of its input, in the operation's [`unit`](Operation::unit).
+    pub length: usize,
+    /// How long it waited.
+    pub elapsed: Duration,
+    /// How long it may last.
+    pub timeout: Duration,
+    /// The ranks that it had not heard of. Empty if all had come and a transfer between them stopped.
+    pub missing: Vec<usize>,
+}
+
+impl fmt::Display for Diagnosis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rank, world_size, operation, sequence, length, missing, .. } = self;
+        let (elapsed, limit) = (self.elapsed.as_secs_f64(), self.timeout.as_secs_f64());
+        write!(f, "rank {rank} of {world_size}: {operation} (operation {sequence} of its group, {length} ")?;
+        write!(f, "{}) has lasted {elapsed:.1} s, limit {limit:.1} s: ", operation.unit())?;
+        match missing.as_slice() {
+            [] => write!(f, "every rank came, a transfer stopped"),
+            [one] => write!(f, "rank {one} did not come"),
+            many => {
+                write!(f, "ranks ")?;
+                for (i, rank) in many.iter().enumerate() {
+                    write!(f, "{}{rank}", if i == 0 { "" } else { ", " })?;
+                }
+                write!(f, " did not come")
+            }
+        }
+    }
+}
+
+/// A backend's clock: which operation is under way and until when.
+pub(crate) struct Watch {
+    pub rank: usize,
+    pub world_size: usize,
+    pub timeout: Duration,
+    /// Number of operations begun.
+    begun: u64,
+    call: Call,
+    started: Instant,
+}
+
+impl Watch {
+    pub fn new(rank: usize, world_size: usize, timeout: Duration) -> Self {
+        let call = Call { operation: Operation::Barrier, input: 0, output: 0, root: 0 };
+        Self { rank, world_size, timeout, begun: 0, call, started: Instant::now() }
+    }
+
+    /// The clock of a new group of this one's ranks.
+    pub fn of_part(&self, rank: usize, world_size: usize) -> Self {
+        Self::new(rank, world_size, self.timeout)
+    }
+
+    pub fn begin(&mut self, call: Call) {
+        (self.call, self.started) = (call, Instant::now());
+        self.begun += 1;
+    }
+
+    pub fn call(&self) -> Call {
+        self.call
+    }
+
+    pub fn operation(&self) -> Operation {
+        self.call.operation
+    }
+
+    /// What is left of the time of the operation under way.
+    pub fn remaining(&self) -> Duration {
+        self.timeout.saturating_sub(self.started.elapsed())
+    }
+
+    pub fn timed_out(&self, missing: Vec<usize>) -> Error {
+        Error::TimedOut(Diagnosis {
+            rank: self.rank,
+            world_size: self.world_size,
+            operation: self.call.operation,
+            sequence: self.begun - 1,
+            length: self.call.input,
+            elapsed: self.started.elapsed(),
+            timeout: self.timeout,
+            missing,
+        })
+    }
+}
