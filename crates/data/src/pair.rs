@@ -18,7 +18,10 @@ impl Encoder<'_> {
             Preference::Tokens { chosen, rejected } => Ok(self.pair(from_row(chosen), from_row(rejected))),
             Preference::Text { prompt, chosen, rejected } => {
                 let tokenizer = self.tokenizer(format)?;
-                Ok(self.pair(completed(tokenizer, prompt, chosen)?, completed(tokenizer, prompt, rejected)?))
+                let (mut chosen, mut rejected) =
+                    (completed(tokenizer, prompt, chosen)?, completed(tokenizer, prompt, rejected)?);
+                train_from_where_they_part(&mut chosen, &mut rejected);
+                Ok(self.pair(chosen, rejected))
             }
             Preference::Conversation { prompt, chosen, rejected, variables } => {
                 let (tokenizer, template) = (self.tokenizer(format)?, self.template(format)?);
@@ -80,6 +83,15 @@ fn completed(tokenizer: &Tokenizer, prompt: &str, reply: &str) -> Result<Example
     let mut example = trained_from(tokens, prompt.len());
     end_with_eos(tokenizer, &mut example);
     Ok(example)
+}
+
+/// The end of one prompt may be other tokens before one reply than before the other: these tell the two apart and count.
+fn train_from_where_they_part(a: &mut Example, b: &mut Example) {
+    let same = a.ids.iter().zip(&b.ids).take_while(|(a, b)| a == b).count();
+    for half in [a, b] {
+        let untold = half.labels.iter_mut().zip(&half.ids).skip(same);
+        untold.for_each(|(label, &id)| *label = id as i32);
+    }
 }
 
 /// Labels the tokens that hold something at or beyond byte `start`. A token that begins before it counts: where a
