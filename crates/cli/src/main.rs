@@ -3,7 +3,7 @@
 
 use clap::{Parser, Subcommand};
 use hearth::commands::{
-    bench, chat, ckpt, convert, doctor, eval, generate, inspect, logits, quickstart, serve, train,
+    bench, chat, ckpt, convert, doctor, eval, fetch_data, generate, inspect, logits, quickstart, serve, train,
 };
 use hearth::exit;
 use hearth::ui::{Report, Ui};
@@ -57,6 +57,8 @@ enum Command {
 enum DataCommand {
     /// Shows what the trainer will see, with the trained tokens marked
     Inspect(inspect::InspectArgs),
+    /// Fetches a small real data set, to try a recipe with
+    Fetch(fetch_data::FetchDataArgs),
 }
 
 fn main() -> ExitCode {
@@ -75,6 +77,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Quickstart(args) => show(&quickstart::run(args, &ui)?, &ui),
         Command::Train(args) => show(&train::run(args, &ui)?, &ui),
         Command::Data(DataCommand::Inspect(args)) => show(&inspect::run(args, &ui)?, &ui),
+        Command::Data(DataCommand::Fetch(args)) => show(&fetch_data::run(args, &ui)?, &ui),
         Command::Convert(args) => show(&convert::run(args, &ui)?, &ui),
         Command::Generate(args) => show(&generate::run(args, &ui)?, &ui),
         Command::Chat(args) => show(&chat::run(args, &ui)?, &ui),

@@ -1,7 +1,9 @@
 //! Recipe → what each room is told. Only this crate knows recipes.
 
 use crate::exit::usage;
-use crate::recipe::choices::{AdapterKind, Dtype, MethodKind, Recompute, SchedKind, Split, TrainOn};
+use crate::recipe::choices::{
+    AdapterKind, DataFormat, Dtype, MethodKind, Recompute, SchedKind, Split, TrainOn,
+};
 use crate::recipe::tables::{DataEntry, Recipe};
 use hearth_data::{DataFile, DatasetConfig};
 use hearth_train::{CheckpointConfig, Compute, LogConfig, LoraConfig, Schedule, ScheduleKind, TrainConfig};
@@ -13,14 +15,37 @@ pub fn dataset(recipe: &Recipe, vocab_size: usize) -> DatasetConfig {
         files: recipe.data.iter().map(data_file).collect(),
         // Pre-training has no roles to choose between.
         train_on: match (recipe.method.kind, recipe.data_opts.train_on) {
-            (MethodKind::Sft, TrainOn::Assistant) => hearth_data::TrainOn::Assistant,
-            _ => hearth_data::TrainOn::All,
+            (MethodKind::Sft | MethodKind::Dpo, TrainOn::Assistant) => hearth_data::TrainOn::Assistant,
+            (MethodKind::Pretrain, _) | (_, TrainOn::All) => hearth_data::TrainOn::All,
         },
         packing: recipe.data_opts.packing,
         max_seq_len: recipe.train.max_seq_len,
         val_fraction: recipe.data_opts.val_fraction,
         seed: recipe.train.seed,
         vocab_size: Some(vocab_size),
+    }
+}
+
+/// Preferences are what `dpo` learns from, and nothing else does. Only training asks: any data may be looked at.
+///
+/// # Errors
+/// A sentence that names the entry of `[[data]]` and the method that do not go together.
+pub fn method_takes_data(recipe: &Recipe) -> anyhow::Result<()> {
+    let dpo = recipe.method.kind == MethodKind::Dpo;
+    let odd = recipe.data.iter().find(|entry| (entry.format == DataFormat::Preference) != dpo);
+    match odd {
+        None => Ok(()),
+        Some(entry) if dpo => Err(usage(format!(
+            "[method] kind = \"dpo\" learns from preferences, but [[data]] {} has format {:?}; give rows with \
+             \"chosen\" and \"rejected\" and format = \"preference\"",
+            entry.path,
+            entry.format.name()
+        ))),
+        Some(entry) => Err(usage(format!(
+            "[[data]] {} has format \"preference\", which only [method] kind = \"dpo\" learns from; kind is {:?}",
+            entry.path,
+            recipe.method.kind.name()
+        ))),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod ckpt;
 pub mod convert;
 pub mod doctor;
 pub mod eval;
+pub mod fetch_data;
 pub mod generate;
 pub mod inspect;
 pub mod logits;

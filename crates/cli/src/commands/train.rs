@@ -153,6 +153,7 @@ fn build(setup: Setup<'_>, config: TrainConfig, resume: bool, ui: &Ui) -> anyhow
 }
 
 fn load_data(recipe: &Recipe, model: &Model, ui: &Ui) -> anyhow::Result<Dataset> {
+    resolve::method_takes_data(recipe)?;
     let config = resolve::dataset(recipe, model.files.config.vocab_size);
     let data = hearth_data::dataset::load(&config, model.tokenizer.as_ref(), model.template.as_ref())?;
     data.stats.warnings.iter().for_each(|warning| ui.note(warning));

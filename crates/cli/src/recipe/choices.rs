@@ -85,6 +85,8 @@ choices! {
         Text = "text",
         /// `{"input_ids": […], "labels": […]}`.
         Tokens = "tokens",
+        /// `{"prompt": …, "chosen": …, "rejected": …}`.
+        Preference = "preference",
     }
 }
 choices! {

@@ -172,6 +172,25 @@ fn chat_works_through_a_pipe() {
 }
 
 #[test]
+fn preference_pairs_are_shown_with_their_prompt_once_and_only_dpo_takes_them() {
+    let folder = tempfile::tempdir().expect("folder");
+    let pairs = folder.path().join("pairs.jsonl");
+    let row = r#"{"prompt": "Who?", "system": "", "chosen": "Me.", "rejected": "No."}"#;
+    std::fs::write(&pairs, format!("{row}\n{row}\n")).expect("write");
+    let recipe = tiny_recipe(folder.path(), "");
+    let path = format!("data.path={}", pairs.display());
+    let set = ["--set", &path, "--set", "data.format=preference"];
+    let report = json(&[&["data", "inspect", &recipe][..], &set].concat());
+    assert_eq!(report["examples"], 2, "{report}");
+    let pair = &report["pairs"][0];
+    assert_eq!(pair["chosen"][0]["trained"], true, "{report}");
+    assert!(pair["prompt"][0]["text"].as_str().is_some_and(|text| text.contains("Who?")), "{report}");
+    let refused = run(&[&["train", &recipe][..], &set].concat());
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("only [method] kind = \"dpo\" learns from"), "{}", stderr(&refused));
+}
+
+#[test]
 fn the_measuring_commands_print_their_keys() {
     let folder = tempfile::tempdir().expect("folder");
     let text = folder.path().join("text.txt");
