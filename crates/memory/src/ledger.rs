@@ -44,9 +44,10 @@ impl Ledger {
     pub fn charge(&self, tier: Tier, kind: Kind, bytes: u64) -> Result<Charge, Error> {
         let mut accounts = self.lock();
         let used = accounts.used(tier);
-        let free = self.budget.limit(tier).unwrap_or(u64::MAX) - used;
+        let limit = self.budget.limit(tier).unwrap_or(u64::MAX);
+        let free = limit - used;
         if bytes > free {
-            return Err(Error::OverBudget { tier, needed: bytes, free });
+            return Err(Error::OverBudget { tier, needed: bytes, free, limit });
         }
         *accounts.held.entry((tier, kind)).or_default() += bytes;
         let peak = accounts.peak.entry(tier).or_default();
@@ -127,7 +128,7 @@ mod tests {
         let ledger = Ledger::new(Budget::device(100));
         let weights = ledger.charge(Tier::Device, Kind::Weights, 70).expect("fits");
         let error = ledger.charge(Tier::Device, Kind::KvCache, 31).expect_err("one byte too many");
-        assert_eq!(error.to_string(), "device tier: needs 31 bytes, 30 free");
+        assert_eq!(error.to_string(), "device tier: needs 31 bytes, 30 free of 100");
         assert_eq!(ledger.used(Tier::Device), 70);
         let _cache = ledger.charge(Tier::Device, Kind::KvCache, 30).expect("exactly full");
         assert_eq!(ledger.free(Tier::Device), 0);

@@ -5,21 +5,29 @@
 //! - [`tier`]: [`Tier`], where bytes lie, and [`Kind`], what they are.
 //! - [`budget`]: [`Budget`], the hard limit of each tier: `device=600MiB,host=1GiB`.
 //! - [`ledger`]: [`Ledger`], who holds which bytes; refuses what does not fit.
+//! - [`buffer`]: [`AlignedBuffer`], memory that a disk writes into directly.
+//! - [`nvme`]: [`NvmeFile`], a file past the page cache; io_uring, or positioned I/O where there is none.
+//! - [`stream`]: tiles that are read, changed and written back, and blocks that are read ahead of their use.
 //!
 //! # Invariants
 //! This crate counts and moves bytes, never tensors. A large allocation is charged *before* it is made and
 //! refunded when its [`Charge`] is dropped, so that the sum of live charges never exceeds the budget.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod budget;
+pub mod buffer;
 pub mod ledger;
+pub mod nvme;
 pub mod size;
+pub mod stream;
 pub mod tier;
 
 mod error;
 
 pub use budget::Budget;
+pub use buffer::AlignedBuffer;
 pub use error::Error;
 pub use ledger::{Charge, Ledger};
+pub use nvme::NvmeFile;
 pub use size::Size;
 pub use tier::{Kind, Tier};

@@ -1,0 +1,5 @@
+//! What every way to reach a disk must do.
+mod files;
+mod prefetch;
+mod support;
+mod tiles;
