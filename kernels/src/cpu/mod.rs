@@ -1,14 +1,20 @@
 //! CPU kernels on plain slices. No tensors here.
+pub mod adafactor;
+pub mod adamw;
 pub mod attention;
 pub mod attention_backward;
 pub mod decode;
 pub mod gemm;
 pub mod kv;
+pub mod lion;
 pub mod loss;
 pub mod packed;
 pub mod pointwise;
 pub mod rope;
+pub mod sgd;
 pub mod simd;
+pub mod stored;
+pub mod update;
 
 /// Rows per task, so that a task is worth the hand-over to another thread.
 pub(crate) fn rows_per_task(rows: usize, width: usize) -> usize {

@@ -1,5 +1,207 @@
 //! Optimizers over flat f32 slices: one file each, one arithmetic wherever the slice lies.
+//!
+//! [`OptimConfig`] is the registry. A new optimizer is one file, one variant here, and gets the tests that loop over
+//! [`OptimConfig::ALL`].
 
+mod adafactor;
 mod adamw;
+mod bandwidth;
+mod lion;
+mod sgd;
 
+pub use adafactor::Adafactor;
 pub use adamw::{AdamW, Moments, Update};
+pub use bandwidth::{AdamBandwidth, adam_bandwidth};
+pub use hearth_kernels::cpu::update::{CopyOut, Span, Values};
+pub use lion::Lion;
+pub use sgd::Sgd;
+
+use crate::Error;
+use half::bf16;
+use hearth_kernels::cpu::{self, adafactor::AdafactorRule, adamw::AdamWRule, lion::LionRule, sgd::SgdRule};
+use serde::{Deserialize, Serialize};
+
+/// An optimizer and its settings, `kind` naming it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum OptimConfig {
+    /// `adamw`.
+    AdamW(AdamW),
+    /// `sgd`.
+    Sgd(Sgd),
+    /// `lion`.
+    Lion(Lion),
+    /// `adafactor`.
+    Adafactor(Adafactor),
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        OptimConfig::AdamW(AdamW::default())
+    }
+}
+
+/// How optimizer states are stored. The arithmetic is f32 always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StateDtype {
+    /// Single precision.
+    #[default]
+    F32,
+    /// bfloat16, rounded to nearest even after every update.
+    Bf16,
+}
+
+impl StateDtype {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            StateDtype::F32 => size_of::<f32>(),
+            StateDtype::Bf16 => size_of::<bf16>(),
+        }
+    }
+}
+
+impl OptimConfig {
+    /// Every optimizer with its default settings.
+    pub const ALL: [OptimConfig; 4] = [
+        OptimConfig::AdamW(AdamW::DEFAULT),
+        OptimConfig::Sgd(Sgd::DEFAULT),
+        OptimConfig::Lion(Lion::DEFAULT),
+        OptimConfig::Adafactor(Adafactor::DEFAULT),
+    ];
+
+    /// The name in recipes and checkpoints.
+    pub fn name(&self) -> &'static str {
+        match self {
+            OptimConfig::AdamW(_) => "adamw",
+            OptimConfig::Sgd(_) => "sgd",
+            OptimConfig::Lion(_) => "lion",
+            OptimConfig::Adafactor(_) => "adafactor",
+        }
+    }
+
+    /// Peak learning rate.
+    pub fn lr(&self) -> f64 {
+        match self {
+            OptimConfig::AdamW(o) => o.lr,
+            OptimConfig::Sgd(o) => o.lr,
+            OptimConfig::Lion(o) => o.lr,
+            OptimConfig::Adafactor(o) => o.lr,
+        }
+    }
+
+    /// Names of the states a parameter has, in the order of [`Span::states`].
+    pub fn states(&self) -> &'static [&'static str] {
+        match self {
+            OptimConfig::AdamW(_) => &["m", "v"],
+            OptimConfig::Sgd(o) if o.momentum == 0.0 => &[],
+            OptimConfig::Sgd(_) => &["momentum"],
+            OptimConfig::Lion(_) => &["m"],
+            OptimConfig::Adafactor(_) => &["v"],
+        }
+    }
+
+    /// Elements of each state of a parameter of shape `shape`.
+    pub fn state_len(&self, shape: &[usize]) -> usize {
+        match self {
+            OptimConfig::Adafactor(_) => cpu::adafactor::state_len(shape),
+            _ => shape.iter().product(),
+        }
+    }
+
+    /// Whether any slice of a parameter can be updated on its own. If not, state must neither be partitioned nor
+    /// tiled, is f32, and updates go through [`Step::apply_whole`].
+    pub fn elementwise(&self) -> bool {
+        !matches!(self, OptimConfig::Adafactor(_))
+    }
+
+    /// Update number `t` (from 1) at learning rate `lr`; gradients are multiplied by `gradient_scale` first.
+    pub fn step(&self, t: u64, lr: f64, gradient_scale: f32) -> Step {
+        match self {
+            OptimConfig::AdamW(o) => Step::AdamW(o.rule(t, lr, gradient_scale)),
+            OptimConfig::Sgd(o) => Step::Sgd(o.rule(lr, gradient_scale)),
+            OptimConfig::Lion(o) => Step::Lion(o.rule(lr, gradient_scale)),
+            OptimConfig::Adafactor(o) => Step::Adafactor(o.rule(t, lr, gradient_scale)),
+        }
+    }
+
+    /// Refuses settings out of range.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the key, its value and the limit.
+    pub fn validate(&self) -> Result<(), Error> {
+        not_negative("lr", self.lr())?;
+        match self {
+            OptimConfig::AdamW(o) => o.validate(),
+            OptimConfig::Sgd(o) => o.validate(),
+            OptimConfig::Lion(o) => o.validate(),
+            OptimConfig::Adafactor(o) => o.validate(),
+        }
+    }
+}
+
+/// One update, ready to be applied to any number of parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Step {
+    /// AdamW.
+    AdamW(AdamWRule),
+    /// SGD.
+    Sgd(SgdRule),
+    /// Lion.
+    Lion(LionRule),
+    /// Adafactor.
+    Adafactor(AdafactorRule),
+}
+
+impl Step {
+    /// Updates any slice of a parameter with all cores. The bits do not depend on how a parameter is cut.
+    ///
+    /// # Panics
+    /// If the span has not the optimizer's states, its slices differ in length, or the optimizer is not
+    /// [elementwise](OptimConfig::elementwise).
+    pub fn apply(&self, span: Span) {
+        match self {
+            Step::AdamW(rule) => cpu::adamw::adamw(*rule, span),
+            Step::Sgd(rule) => cpu::sgd::sgd(*rule, span),
+            Step::Lion(rule) => cpu::lion::lion(*rule, span),
+            Step::Adafactor(_) => panic!("adafactor updates whole parameters only"),
+        }
+    }
+
+    /// Updates a whole parameter of shape `shape`; each state is [`OptimConfig::state_len`] long. Works for every
+    /// optimizer.
+    ///
+    /// # Panics
+    /// As [`Step::apply`]; Adafactor's state must be f32.
+    pub fn apply_whole(&self, shape: &[usize], span: Span) {
+        let Step::Adafactor(rule) = self else { return self.apply(span) };
+        let Span { master, mut states, gradient, copy } = span;
+        let [Values::F32(state)] = states.as_mut_slice() else { panic!("adafactor has one state, in f32") };
+        cpu::adafactor::adafactor(*rule, shape, master, gradient, state, copy);
+    }
+}
+
+fn not_negative(key: &str, value: f64) -> Result<(), Error> {
+    if value >= 0.0 && value.is_finite() {
+        return Ok(());
+    }
+    Err(Error::Config(format!("optim.{key} = {value} must be a number, 0 or above")))
+}
+
+fn positive(key: &str, value: f64) -> Result<(), Error> {
+    if value > 0.0 && value.is_finite() {
+        return Ok(());
+    }
+    Err(Error::Config(format!("optim.{key} = {value} must be a number above 0, as 1e-8")))
+}
+
+fn decays(betas: [f64; 2]) -> Result<(), Error> {
+    if betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
+        return Ok(());
+    }
+    Err(Error::Config(format!("optim.betas = {betas:?}: each must be at least 0 and below 1")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,337 @@
+//! Elementwise optimizer updates in one pass over memory.
+//!
+//! A [`Rule`] is the arithmetic of one element. Every path (plain, SIMD, threads, a slice of a parameter) runs that
+//! same function in f32, so the state may be cut anywhere without changing a bit. States stored as bf16 are widened,
+//! updated in f32 and rounded to nearest even; the copy of the new parameters is written in the same pass.
+
+use super::stored::Stored;
+use crate::multiversion;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// Elements one task updates. Elements are independent, so the size changes no result.
+const CHUNK: usize = 1 << 14;
+
+/// Optimizer state as it is stored.
+#[derive(Debug)]
+pub enum Values<'a> {
+    /// Single precision.
+    F32(&'a mut [f32]),
+    /// bfloat16.
+    Bf16(&'a mut [bf16]),
+}
+
+/// Where the updated parameters are copied, rounded to nearest even.
+#[derive(Debug)]
+pub enum CopyOut<'a> {
+    /// Single precision.
+    F32(&'a mut [f32]),
+    /// bfloat16.
+    Bf16(&'a mut [bf16]),
+    /// Half precision.
+    F16(&'a mut [f16]),
+}
+
+/// A parameter, or any slice of one, with everything an update touches. All slices are equally long.
+#[derive(Debug)]
+pub struct Span<'a> {
+    /// f32 master values.
+    pub master: &'a mut [f32],
+    /// The optimizer's states, in its own order.
+    pub states: Vec<Values<'a>>,
+    /// Gradient, not yet scaled.
+    pub gradient: &'a [f32],
+    /// Copy of the new values, if wanted.
+    pub copy: Option<CopyOut<'a>>,
+}
+
+impl Values<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Values::F32(x) => x.len(),
+            Values::Bf16(x) => x.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl CopyOut<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            CopyOut::F32(x) => x.len(),
+            CopyOut::Bf16(x) => x.len(),
+            CopyOut::F16(x) => x.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The update of one element. Implementations are `#[inline(always)]` and write every fused multiply-add out.
+pub trait Rule: Copy + Send + Sync {
+    /// `(p, states)` after a gradient `g`. Rules with fewer than two states ignore the others and return zeros.
+    fn element(&self, p: f32, states: [f32; 2], g: f32) -> (f32, [f32; 2]);
+}
+
+/// Updates with two states. Bit-equal to [`apply_scalar`].
+///
+/// # Panics
+/// If the span has another number of states, or its slices differ in length.
+pub fn apply_two<R: Rule>(rule: R, span: Span) {
+    let Span { master, states, gradient, copy } = checked(span);
+    let [a, b] = <[Values; 2]>::try_from(states).expect("two states");
+    match (a, b) {
+        (Values::F32(a), Values::F32(b)) => with_copy(rule, master, a, b, gradient, copy),
+        (Values::F32(a), Values::Bf16(b)) => with_copy(rule, master, a, b, gradient, copy),
+        (Values::Bf16(a), Values::F32(b)) => with_copy(rule, master, a, b, gradient, copy),
+        (Values::Bf16(a), Values::Bf16(b)) => with_copy(rule, master, a, b, gradient, copy),
+    }
+}
+
+/// As [`apply_two`] with one state.
+///
+/// # Panics
+/// If the span has another number of states, or its slices differ in length.
+pub fn apply_one<R: Rule>(rule: R, span: Span) {
+    let Span { master, states, gradient, copy } = checked(span);
+    let [a] = <[Values; 1]>::try_from(states).expect("one state");
+    let b = &mut vec![(); master.len()];
+    match a {
+        Values::F32(a) => with_copy(rule, master, a, b, gradient, copy),
+        Values::Bf16(a) => with_copy(rule, master, a, b, gradient, copy),
+    }
+}
+
+/// As [`apply_two`] without state.
+///
+/// # Panics
+/// If the span has states, or its slices differ in length.
+pub fn apply_stateless<R: Rule>(rule: R, span: Span) {
+    let Span { master, states, gradient, copy } = checked(span);
+    assert!(states.is_empty(), "no states");
+    let (a, b) = (&mut vec![(); master.len()], &mut vec![(); master.len()]);
+    with_copy(rule, master, a, b, gradient, copy);
+}
+
+fn checked(span: Span) -> Span {
+    let len = span.master.len();
+    let fits = span.gradient.len() == len
+        && span.states.iter().all(|s| s.len() == len)
+        && span.copy.as_ref().is_none_or(|c| c.len() == len);
+    assert!(fits, "a slice of another parameter: {len} elements wanted");
+    span
+}
+
+fn with_copy<R: Rule, A: Stored, B: Stored>(
+    rule: R,
+    p: &mut [f32],
+    a: &mut [A],
+    b: &mut [B],
+    g: &[f32],
+    copy: Option<CopyOut>,
+) {
+    match copy {
+        None => in_tasks(rule, p, a, b, g, &mut vec![(); g.len()]),
+        Some(CopyOut::F32(copy)) => in_tasks(rule, p, a, b, g, copy),
+        Some(CopyOut::Bf16(copy)) => in_tasks(rule, p, a, b, g, copy),
+        Some(CopyOut::F16(copy)) => in_tasks(rule, p, a, b, g, copy),
+    }
+}
+
+fn in_tasks<R: Rule, A: Stored, B: Stored, C: Stored>(
+    rule: R,
+    p: &mut [f32],
+    a: &mut [A],
+    b: &mut [B],
+    g: &[f32],
+    copy: &mut [C],
+) {
+    p.par_chunks_mut(CHUNK)
+        .zip(a.par_chunks_mut(CHUNK))
+        .zip(b.par_chunks_mut(CHUNK))
+        .zip(g.par_chunks(CHUNK))
+        .zip(copy.par_chunks_mut(CHUNK))
+        .for_each(|((((p, a), b), g), copy)| update_chunk(rule, p, a, b, g, copy));
+}
+
+multiversion! {
+    fn update_chunk<R: Rule, A: Stored, B: Stored, C: Stored>(rule: R, p: &mut [f32], a: &mut [A], b: &mut [B], g: &[f32], copy: &mut [C]) {
+        let n = p.len();
+        let (a, b, g, copy) = (&mut a[..n], &mut b[..n], &g[..n], &mut copy[..n]);
+        for i in 0..n {
+            let (value, states) = rule.element(p[i], [a[i].widen(), b[i].widen()], g[i]);
+            p[i] = value;
+            a[i] = A::narrow(states[0]);
+            b[i] = B::narrow(states[1]);
+            copy[i] = C::narrow(value);
+        }
+    }
+}
+
+/// The plain reference: one element after another, on one thread.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn apply_scalar<R: Rule>(rule: R, span: Span) {
+    let Span { master, mut states, gradient, mut copy } = checked(span);
+    for i in 0..master.len() {
+        let mut old = [0.0; 2];
+        for (old, state) in old.iter_mut().zip(&states) {
+            *old = match state {
+                Values::F32(x) => x[i],
+                Values::Bf16(x) => x[i].to_f32(),
+            };
+        }
+        let (value, new) = rule.element(master[i], old, gradient[i]);
+        master[i] = value;
+        for (new, state) in new.iter().zip(&mut states) {
+            match state {
+                Values::F32(x) => x[i] = *new,
+                Values::Bf16(x) => x[i] = bf16::from_f32(*new),
+            }
+        }
+        match &mut copy {
+            None => {}
+            Some(CopyOut::F32(x)) => x[i] = value,
+            Some(CopyOut::Bf16(x)) => x[i] = bf16::from_f32(value),
+            Some(CopyOut::F16(x)) => x[i] = f16::from_f32(value),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::adamw::AdamWRule;
+    use crate::cpu::lion::LionRule;
+    use crate::cpu::sgd::SgdRule;
+    use proptest::prelude::*;
+
+    const ADAMW: AdamWRule = AdamWRule {
+        keep: 0.999,
+        one_minus_beta1: 0.1,
+        beta2: 0.95,
+        one_minus_beta2: 0.05,
+        step_size: 1e-2,
+        root_correction2: 0.3,
+        eps: 1e-8,
+        gradient_scale: 0.7,
+    };
+    const SGD: SgdRule = SgdRule { weight_decay: 0.01, momentum: 0.9, lr: 1e-2, gradient_scale: 0.7 };
+    const LION: LionRule = LionRule {
+        keep: 0.999,
+        beta1: 0.9,
+        one_minus_beta1: 0.1,
+        beta2: 0.99,
+        one_minus_beta2: 0.01,
+        lr: 1e-3,
+        gradient_scale: 0.7,
+    };
+
+    /// Everything a span borrows, at an offset that misaligns it.
+    #[derive(Clone)]
+    struct Buffers {
+        offset: usize,
+        master: Vec<f32>,
+        wide: [Vec<f32>; 2],
+        narrow: [Vec<bf16>; 2],
+        gradient: Vec<f32>,
+        copies: (Vec<f32>, Vec<bf16>, Vec<f16>),
+    }
+
+    impl Buffers {
+        fn new(seed: u32, len: usize, offset: usize) -> Self {
+            let len = len + offset;
+            let mut s = seed;
+            let mut values = |least: f32| -> Vec<f32> {
+                (0..len)
+                    .map(|_| {
+                        s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        ((s >> 8) as f32 / (1 << 23) as f32 - 1.0).max(least)
+                    })
+                    .collect()
+            };
+            let wide = [values(-1.0), values(0.0)];
+            let narrow = wide.each_ref().map(|w| w.iter().map(|x| bf16::from_f32(*x)).collect());
+            let copies = (vec![0.0; len], vec![bf16::ZERO; len], vec![f16::ZERO; len]);
+            Self { offset, master: values(-1.0), wide, narrow, gradient: values(-1.0), copies }
+        }
+
+        /// A span with `dtypes.len()` states, bf16 where true, and copy number `copy`.
+        fn span(&mut self, dtypes: &[bool], copy: usize) -> Span<'_> {
+            let from = self.offset;
+            let states = self.wide.iter_mut().zip(&mut self.narrow).zip(dtypes);
+            Span {
+                master: &mut self.master[from..],
+                states: states
+                    .map(|((wide, narrow), bf16)| match bf16 {
+                        false => Values::F32(&mut wide[from..]),
+                        true => Values::Bf16(&mut narrow[from..]),
+                    })
+                    .collect(),
+                gradient: &self.gradient[from..],
+                copy: match copy {
+                    0 => None,
+                    1 => Some(CopyOut::F32(&mut self.copies.0[from..])),
+                    2 => Some(CopyOut::Bf16(&mut self.copies.1[from..])),
+                    _ => Some(CopyOut::F16(&mut self.copies.2[from..])),
+                },
+            }
+        }
+
+        fn bits(&self) -> (Vec<u32>, Vec<u16>) {
+            let wide = [&self.master, &self.wide[0], &self.wide[1], &self.copies.0];
+            let wide = wide.iter().flat_map(|x| x.iter().map(|v| v.to_bits())).collect();
+            let narrow = [&self.narrow[0], &self.narrow[1], &self.copies.1];
+            let narrow = narrow.iter().flat_map(|x| x.iter().map(|v| v.to_bits()));
+            (wide, narrow.chain(self.copies.2.iter().map(|v| v.to_bits())).collect())
+        }
+    }
+
+    fn check<R: Rule>(rule: R, fast: fn(R, Span), dtypes: &[bool], copy: usize, buffers: &Buffers) {
+        let (mut a, mut b) = (buffers.clone(), buffers.clone());
+        for _ in 0..3 {
+            fast(rule, a.span(dtypes, copy));
+            apply_scalar(rule, b.span(dtypes, copy));
+        }
+        assert_eq!(a.bits(), b.bits(), "states {dtypes:?}, copy {copy}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn every_path_equals_the_scalar_reference_bit_for_bit(
+            seed: u32,
+            len in prop_oneof![0..70usize, CHUNK - 3..CHUNK + 3, Just(2 * CHUNK + 11)],
+            offset in 0..9usize,
+        ) {
+            let buffers = Buffers::new(seed, len, offset);
+            for copy in 0..4 {
+                for bf16 in [false, true] {
+                    check(ADAMW, apply_two, &[bf16, bf16], copy, &buffers);
+                    check(ADAMW, apply_two, &[bf16, !bf16], copy, &buffers);
+                    check(SGD, apply_one, &[bf16], copy, &buffers);
+                    check(LION, apply_one, &[bf16], copy, &buffers);
+                }
+                check(SGD, apply_stateless, &[], copy, &buffers);
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "a slice of another parameter")]
+    fn slices_of_different_lengths_are_refused() {
+        let mut buffers = Buffers::new(1, 20, 0);
+        buffers.gradient.pop();
+        apply_two(ADAMW, buffers.span(&[false, false], 0));
+    }
+}
