@@ -73,6 +73,22 @@ pub enum Error {
         /// Bytes there are.
         size: u64,
     },
+    /// A storage has no such entry.
+    #[error("{storage} storage: there is no entry `{key}`")]
+    NoEntry {
+        /// Its name.
+        storage: String,
+        /// The entry asked for.
+        key: String,
+    },
+    /// Not a name for an entry.
+    #[error("storage key `{key}`: {why}")]
+    Key {
+        /// As it was given, at most 200 characters.
+        key: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A ring of buffers does not fit what passes through it.
     #[error("buffer ring: {why}")]
     Ring {

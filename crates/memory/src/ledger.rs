@@ -13,16 +13,72 @@ pub struct Ledger {
     accounts: Arc<Mutex<Accounts>>,
 }
 
+/// Bytes held, by tier and kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holdings([[u64; Kind::ALL.len()]; Tier::ALL.len()]);
+
+impl Holdings {
+    /// Bytes of one kind in one tier.
+    pub fn bytes(&self, tier: Tier, kind: Kind) -> u64 {
+        self.0[tier as usize][kind as usize]
+    }
+
+    /// Bytes in one tier.
+    pub fn total(&self, tier: Tier) -> u64 {
+        self.0[tier as usize].iter().sum()
+    }
+
+    /// Bytes in one tier by kind; kinds without bytes are left out.
+    pub fn by_kind(&self, tier: Tier) -> BTreeMap<Kind, u64> {
+        let bytes = Kind::ALL.into_iter().map(|kind| (kind, self.bytes(tier, kind)));
+        bytes.filter(|&(_, bytes)| bytes > 0).collect()
+    }
+
+    fn bytes_mut(&mut self, tier: Tier, kind: Kind) -> &mut u64 {
+        &mut self.0[tier as usize][kind as usize]
+    }
+}
+
+/// What was held at one moment of a recording.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// The phase it belongs to: the last mark's label.
+    pub label: String,
+    /// The tier that reached a new peak; `None` at a mark.
+    pub peak: Option<Tier>,
+    /// What was held.
+    pub held: Holdings,
+}
+
 #[derive(Debug, Default)]
 struct Accounts {
-    held: BTreeMap<(Tier, Kind), u64>,
-    /// Highest sum each tier ever held.
-    peak: BTreeMap<Tier, u64>,
+    held: Holdings,
+    /// What was held when each tier was fullest.
+    peaks: [Holdings; Tier::ALL.len()],
+    /// `None` = nobody asked for a recording.
+    timeline: Option<Vec<Moment>>,
 }
 
 impl Accounts {
-    fn used(&self, tier: Tier) -> u64 {
-        self.held.range((tier, Kind::ALL[0])..=(tier, Kind::ALL[Kind::ALL.len() - 1])).map(|(_, n)| n).sum()
+    fn raise_peak(&mut self, tier: Tier) {
+        if self.held.total(tier) <= self.peaks[tier as usize].total(tier) {
+            return;
+        }
+        self.peaks[tier as usize] = self.held;
+        if let Some(timeline) = &mut self.timeline {
+            record_peak(timeline, tier, self.held);
+        }
+    }
+}
+
+/// A tier that fills step by step within one phase leaves one moment, its highest.
+fn record_peak(timeline: &mut Vec<Moment>, tier: Tier, held: Holdings) {
+    match timeline.last_mut() {
+        Some(last) if last.peak == Some(tier) => last.held = held,
+        last => {
+            let label = last.map(|last| last.label.clone()).unwrap_or_default();
+            timeline.push(Moment { label, peak: Some(tier), held });
+        }
     }
 }
 
@@ -43,21 +99,20 @@ impl Ledger {
     /// [`Error::OverBudget`] when the tier does not hold that many more.
     pub fn charge(&self, tier: Tier, kind: Kind, bytes: u64) -> Result<Charge, Error> {
         let mut accounts = self.lock();
-        let used = accounts.used(tier);
+        let used = accounts.held.total(tier);
         let limit = self.budget.limit(tier).unwrap_or(u64::MAX);
         let free = limit - used;
         if bytes > free {
             return Err(Error::OverBudget { tier, needed: bytes, free, limit });
         }
-        *accounts.held.entry((tier, kind)).or_default() += bytes;
-        let peak = accounts.peak.entry(tier).or_default();
-        *peak = (*peak).max(used + bytes);
+        *accounts.held.bytes_mut(tier, kind) += bytes;
+        accounts.raise_peak(tier);
         Ok(Charge { ledger: self.clone(), tier, kind, bytes })
     }
 
     /// Bytes a tier holds now.
     pub fn used(&self, tier: Tier) -> u64 {
-        self.lock().used(tier)
+        self.lock().held.total(tier)
     }
 
     /// Bytes a tier can still take; `u64::MAX` less what it holds when it has no limit.
@@ -67,14 +122,47 @@ impl Ledger {
 
     /// Most bytes a tier ever held at once.
     pub fn peak(&self, tier: Tier) -> u64 {
-        self.lock().peak.get(&tier).copied().unwrap_or(0)
+        self.lock().peaks[tier as usize].total(tier)
+    }
+
+    /// What a tier held when it was fullest, by kind; kinds without bytes are left out.
+    pub fn peak_by_kind(&self, tier: Tier) -> BTreeMap<Kind, u64> {
+        self.lock().peaks[tier as usize].by_kind(tier)
+    }
+
+    /// Forgets the peaks: each tier's is what it holds now.
+    pub fn reset_peaks(&self) {
+        let mut accounts = self.lock();
+        accounts.peaks = [accounts.held; Tier::ALL.len()];
+    }
+
+    /// Begins a recording; one that was under way is forgotten.
+    pub fn record(&self) {
+        self.lock().timeline = Some(Vec::new());
+    }
+
+    /// Begins a phase in the recording, if there is one: `forward`, `backward`, `optimizer`.
+    pub fn mark(&self, label: &str) {
+        let mut accounts = self.lock();
+        let held = accounts.held;
+        if let Some(timeline) = &mut accounts.timeline {
+            timeline.push(Moment { label: label.into(), peak: None, held });
+        }
+    }
+
+    /// What was recorded: a moment at each mark, and one for each tier that reached a new peak in between.
+    pub fn timeline(&self) -> Vec<Moment> {
+        self.lock().timeline.clone().unwrap_or_default()
+    }
+
+    /// What is held now.
+    pub fn held(&self) -> Holdings {
+        self.lock().held
     }
 
     /// Bytes a tier holds now, by kind; kinds without bytes are left out.
     pub fn by_kind(&self, tier: Tier) -> BTreeMap<Kind, u64> {
-        let accounts = self.lock();
-        let held = accounts.held.iter().filter(|((t, _), bytes)| *t == tier && **bytes > 0);
-        held.map(|(&(_, kind), &bytes)| (kind, bytes)).collect()
+        self.lock().held.by_kind(tier)
     }
 
     /// A panic elsewhere leaves the sums right: every change is one addition.
@@ -107,9 +195,7 @@ impl Charge {
     }
 
     fn refund(&self, bytes: u64) {
-        let mut accounts = self.ledger.lock();
-        let held = accounts.held.get_mut(&(self.tier, self.kind)).expect("a live charge has an account");
-        *held -= bytes;
+        *self.ledger.lock().held.bytes_mut(self.tier, self.kind) -= bytes;
     }
 }
 
@@ -155,6 +241,48 @@ mod tests {
         assert_eq!((charge.bytes(), ledger.used(Tier::Device)), (40, 40));
         drop(charge);
         assert_eq!(ledger.used(Tier::Device), 0);
+    }
+
+    #[test]
+    fn a_peak_remembers_what_it_was_made_of() {
+        let ledger = Ledger::default();
+        let weights = ledger.charge(Tier::Host, Kind::Weights, 50).expect("no limit");
+        let gradients = ledger.charge(Tier::Host, Kind::Gradients, 30).expect("no limit");
+        drop(gradients);
+        let optimizer = ledger.charge(Tier::Host, Kind::Optimizer, 20).expect("no limit");
+        assert_eq!(
+            ledger.peak_by_kind(Tier::Host),
+            BTreeMap::from([(Kind::Weights, 50), (Kind::Gradients, 30)])
+        );
+        assert_eq!(ledger.held().bytes(Tier::Host, Kind::Optimizer), 20);
+        drop((weights, optimizer));
+        ledger.reset_peaks();
+        assert_eq!(ledger.peak(Tier::Host), 0);
+    }
+
+    #[test]
+    fn a_recording_shows_each_phase_and_the_highest_moment_within_it() {
+        let ledger = Ledger::default();
+        ledger.mark("before the recording");
+        ledger.record();
+        let charge = |kind, bytes| ledger.charge(Tier::Device, kind, bytes).expect("no limit");
+        ledger.mark("load");
+        let _weights = (charge(Kind::Weights, 5), charge(Kind::Weights, 5));
+        ledger.mark("forward");
+        let activations = charge(Kind::Activations, 8);
+        drop(activations);
+        ledger.mark("optimizer");
+        let moments = ledger.timeline();
+        let told: Vec<_> = moments.iter().map(|m| (&*m.label, m.peak, m.held.total(Tier::Device))).collect();
+        let device = Some(Tier::Device);
+        let expected = [
+            ("load", None, 0),
+            ("load", device, 10),
+            ("forward", None, 10),
+            ("forward", device, 18),
+            ("optimizer", None, 10),
+        ];
+        assert_eq!(told, expected);
     }
 
     #[test]

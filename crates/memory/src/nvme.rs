@@ -132,6 +132,14 @@ impl NvmeFile {
         plain::write(&self.handles, offset, bytes)
     }
 
+    /// Gives it another name on the same disk, in place of what had that name.
+    pub(crate) fn renamed(mut self, path: &Path) -> Result<Self, Error> {
+        std::fs::rename(self.path(), path).map_err(|error| Error::file("renaming", self.path(), &error))?;
+        let handles = Arc::get_mut(&mut self.handles).expect("no transfer is under way on a new file");
+        handles.path = path.into();
+        Ok(self)
+    }
+
     /// Returns when everything written survives a power cut.
     ///
     /// # Errors

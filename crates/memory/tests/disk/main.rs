@@ -1,5 +1,6 @@
 //! What every way to reach a disk must do.
 mod files;
 mod prefetch;
+mod probe;
 mod support;
 mod tiles;

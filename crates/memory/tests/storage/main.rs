@@ -1,0 +1,3 @@
+//! What every storage must do, and how the faulty one fails.
+mod conformance;
+mod faults;
