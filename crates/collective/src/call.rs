@@ -3,7 +3,7 @@
 use crate::{Error, Operation};
 
 /// One rank's call. Lengths are in the operation's unit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
     pub operation: Operation,
     pub input: usize,

@@ -104,6 +104,41 @@ pub enum Error {
     /// The thread that runs the operations of an [`Ordered`](crate::Ordered) panicked.
     #[error("process group: the communication thread has stopped")]
     Stopped,
+    /// A launcher started this process and the library that its ranks talk through is not there.
+    #[error(
+        "{launcher} started this process, but no MPI library was found ({tried}): install one or name it in HEARTH_MPI_LIBRARY"
+    )]
+    NoLibrary {
+        /// Who started the process.
+        launcher: &'static str,
+        /// What was looked for.
+        tried: String,
+    },
+    /// A launcher started several processes that do not know of each other.
+    #[error(
+        "{launcher} started {expected} tasks, but each is alone in a world of {found}: start them with mpirun, mpiexec or srun --mpi=pmix, and with the launcher of the MPI library that was loaded ({library})"
+    )]
+    NotConnected {
+        /// Who started the processes.
+        launcher: &'static str,
+        /// How many.
+        expected: usize,
+        /// How many the library connects.
+        found: usize,
+        /// The library.
+        library: String,
+    },
+    /// The launcher started another number of ranks than the program wants.
+    #[error("the launcher started {launched} ranks, the recipe wants {wanted}")]
+    WorldSize {
+        /// Ranks that run.
+        launched: usize,
+        /// Ranks that are wanted.
+        wanted: usize,
+    },
+    /// The MPI library refused a call, or cannot do what is needed.
+    #[error("MPI: {0}")]
+    Mpi(String),
     /// The ranks do not run the same program.
     #[error("process group: rank 0 called {expected}, rank {rank} called {operation}")]
     Diverged {

@@ -13,12 +13,14 @@
 //!   nor on the backend.
 //! - No rank waits for one that has left, and a call that does not fit is refused on every rank, not on one.
 //! - There is no unsafe code: ranks exchange owned copies.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod backend;
 pub mod buffer;
 pub mod error;
 pub mod group;
+pub mod measure;
+pub mod mpi;
 pub mod ordered;
 pub mod threads;
 pub mod watchdog;
@@ -26,9 +28,10 @@ pub mod watchdog;
 mod call;
 mod tree;
 
-pub use backend::{BACKENDS, Backend};
+pub use backend::{BACKENDS, Backend, open};
 pub use buffer::Buffer;
 pub use error::{Error, Operation, SCRATCH_BYTES};
 pub use group::ProcessGroup;
+pub use measure::{Rate, measure};
 pub use ordered::{Ordered, Pending, single};
-pub use watchdog::{DEFAULT_TIMEOUT, Diagnosis, Watchdog};
+pub use watchdog::{DEFAULT_TIMEOUT, Diagnosis, EXIT_CODE, Watchdog};

@@ -204,7 +204,7 @@ impl ThreadGroup {
             return Ok(state.take_published());
         }
         if let Some(End::TimedOut { missing, .. }) = &state.end {
-            return Err(self.watch.timed_out(missing.clone()));
+            return Err(self.watch.timed_out(missing.clone(), vec![]));
         }
         if let Some(end) = &state.end {
             return Err(self.over(end));
@@ -212,7 +212,7 @@ impl ThreadGroup {
         let missing = state.missing();
         state.end(End::TimedOut { rank: self.watch.rank, missing: missing.clone() });
         self.shared.changed.notify_all();
-        Err(self.watch.timed_out(missing))
+        Err(self.watch.timed_out(missing, vec![]))
     }
 
     /// What a rank is told that comes after the end.

@@ -1,15 +1,22 @@
 //! How long an operation may last, and what is said when it lasts longer.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{fmt, process, thread};
 
 use crate::call::Call;
-use crate::{Error, Operation};
+use crate::{Error, Operation, mpi};
 
 /// How long an operation may last when nobody says. The slowest step that ranks wait for is another rank's checkpoint
 /// to a slow disk.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The exit code of a process whose ranks waited in vain: a launcher may restart it from its last checkpoint.
+pub const EXIT_CODE: i32 = 75;
+
+/// How long a process stays after its diagnosis. A launcher ends all ranks as soon as one of them has ended; those that
+/// wait for the same rank have their say until then.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Watches the operations of an [`Ordered`](crate::Ordered).
 #[derive(Clone)]
@@ -25,6 +32,19 @@ impl Watchdog {
     /// Ends operations after `timeout` and tells nobody but the caller.
     pub fn new(timeout: Duration) -> Self {
         Self { timeout, on_timeout: Arc::new(|_| {}) }
+    }
+
+    /// Prints the diagnosis on stderr and, if this process is a rank of a launcher's, ends it with [`EXIT_CODE`]
+    /// shortly after. Where ranks are threads the caller's error ends the process.
+    pub fn ending(timeout: Duration) -> Self {
+        let on_timeout = |diagnosis: &Diagnosis| {
+            eprintln!("{diagnosis}");
+            if mpi::launched().is_some() {
+                thread::sleep(GRACE);
+                process::exit(EXIT_CODE);
+            }
+        };
+        Self { timeout, on_timeout: Arc::new(on_timeout) }
     }
 }
 
@@ -51,27 +71,32 @@ pub struct Diagnosis {
     pub elapsed: Duration,
     /// How long it may last.
     pub timeout: Duration,
-    /// The ranks that it had not heard of. Empty if all had come and a transfer between them stopped.
+    /// The ranks that it had not heard of.
     pub missing: Vec<usize>,
+    /// If all had come: the ranks to or from which bytes were still on their way.
+    pub stalled: Vec<usize>,
 }
 
 impl fmt::Display for Diagnosis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rank, world_size, operation, sequence, length, missing, .. } = self;
+        let Self { rank, world_size, operation, sequence, length, missing, stalled, .. } = self;
         let (elapsed, limit) = (self.elapsed.as_secs_f64(), self.timeout.as_secs_f64());
         write!(f, "rank {rank} of {world_size}: {operation} (operation {sequence} of its group, {length} ")?;
         write!(f, "{}) has lasted {elapsed:.1} s, limit {limit:.1} s: ", operation.unit())?;
-        match missing.as_slice() {
-            [] => write!(f, "every rank came, a transfer stopped"),
-            [one] => write!(f, "rank {one} did not come"),
-            many => {
-                write!(f, "ranks ")?;
-                for (i, rank) in many.iter().enumerate() {
-                    write!(f, "{}{rank}", if i == 0 { "" } else { ", " })?;
-                }
-                write!(f, " did not come")
-            }
+        match (missing.as_slice(), stalled.as_slice()) {
+            ([], []) => write!(f, "every rank came, one did not finish"),
+            ([], stalled) => write!(f, "the transfer with {} stopped", Ranks(stalled)),
+            (missing, _) => write!(f, "{} did not come", Ranks(missing)),
         }
+    }
+}
+
+struct Ranks<'a>(&'a [usize]);
+
+impl fmt::Display for Ranks<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranks: Vec<_> = self.0.iter().map(usize::to_string).collect();
+        write!(f, "rank{} {}", if ranks.len() == 1 { "" } else { "s" }, ranks.join(", "))
     }
 }
 
@@ -115,7 +140,12 @@ impl Watch {
         self.timeout.saturating_sub(self.started.elapsed())
     }
 
-    pub fn timed_out(&self, missing: Vec<usize>) -> Error {
+    /// Whether the operation under way is out of time.
+    pub fn is_over(&self) -> bool {
+        self.started.elapsed() >= self.timeout
+    }
+
+    pub fn timed_out(&self, missing: Vec<usize>, stalled: Vec<usize>) -> Error {
         Error::TimedOut(Diagnosis {
             rank: self.rank,
             world_size: self.world_size,
@@ -125,6 +155,7 @@ impl Watch {
             elapsed: self.started.elapsed(),
             timeout: self.timeout,
             missing,
+            stalled,
         })
     }
 }
