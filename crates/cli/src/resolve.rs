@@ -84,7 +84,13 @@ pub fn training(
         micro_batch: t.micro_batch,
         clip_norm: t.clip_norm,
         seed: t.seed,
-        optim: hearth_train::AdamW { lr: o.lr, betas: o.betas, eps: o.eps, weight_decay: o.weight_decay },
+        optim: hearth_train::OptimConfig::AdamW(hearth_train::AdamW {
+            lr: o.lr,
+            betas: o.betas,
+            eps: o.eps,
+            weight_decay: o.weight_decay,
+        }),
+
         sched: schedule(recipe),
         compute: if recipe.precision.compute == Dtype::Bf16 { Compute::Bf16 } else { Compute::F32 },
         recompute: match recipe.activation.checkpoint {
@@ -100,6 +106,7 @@ pub fn training(
         eval_every: recipe.eval.every as usize,
         log: LogConfig { jsonl: recipe.log.jsonl, tensorboard: recipe.log.tensorboard },
         peak_flops,
+        ..TrainConfig::default()
     })
 }
 
@@ -134,6 +141,7 @@ fn adapter(recipe: &Recipe) -> LoraConfig {
         dropout: a.dropout as f32,
         targets: a.targets.clone(),
         rslora: a.rslora,
+        quant: None,
         base_model: absolute(Path::new(&recipe.model.path)).display().to_string(),
     }
 }

@@ -32,4 +32,4 @@ pub use context::{AttentionContext, DocumentContext, RowPosition};
 pub use error::Error;
 pub use hearth_kernels::{AttentionSpec, PackedMatrix, RotaryTable};
 pub use layers::{Embedding, Head, Linear, Lora, Matrix};
-pub use source::{Group, ParamSpec, WeightSource, params};
+pub use source::{Group, ParamSpec, WeightSource, params, uses};

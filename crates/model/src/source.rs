@@ -69,6 +69,18 @@ pub fn params(arch: &dyn Architecture) -> Vec<ParamSpec> {
     recorder.specs
 }
 
+/// Every parameter that one step of the block loop uses, with a tied head's embedding.
+pub fn uses(arch: &dyn Architecture, group: Group) -> Vec<ParamSpec> {
+    let mut recorder = Recorder { specs: Vec::new(), group };
+    let infallible = "recording a name cannot fail";
+    match group {
+        Group::Embedding => drop(arch.embedding(&mut recorder).expect(infallible)),
+        Group::Block(i) => drop(arch.block(i, &mut recorder).expect(infallible)),
+        Group::Head => drop(arch.head(&mut recorder).expect(infallible)),
+    }
+    recorder.specs
+}
+
 struct Recorder {
     specs: Vec<ParamSpec>,
     group: Group,

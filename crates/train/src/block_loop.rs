@@ -1,23 +1,27 @@
 //! Forward and backward through the block loop: one transformer block's gradients at a time.
 //!
-//! Gradients are those of the **sum** of the loss over the micro-batch's trained tokens. The division by the global
-//! count of trained tokens happens in the optimizer update, in f32 whatever the compute precision, so every
-//! micro-batch is weighted alike and the count need not be known while gradients are made.
+//! Gradients are those of the **sum** of the loss over the micro-batch's trained tokens, times the loss scale. The
+//! division by the global count of trained tokens happens in the optimizer update, in f32 whatever the compute
+//! precision, so every micro-batch is weighted alike and the count need not be known while gradients are made.
 //!
 //! With [`Recompute::Full`] only the blocks' inputs are kept and each block's forward is run again, with a tape, when
-//! its gradient is due; with [`Recompute::None`] every block's tape is kept. The arithmetic is the same.
+//! its gradient is due; with [`Recompute::None`] every block's tape is kept, its weights with it. The arithmetic is the
+//! same. Weights are brought by a [`Conveyor`] just before they are used and let go after.
 
 use crate::Error;
-use crate::config::{Compute, Recompute};
+use crate::activations::{Meter, Phase, Working};
+use crate::config::Recompute;
+use crate::copies::{Conveyor, View};
 use crate::micro_batch::MicroBatch;
 use crate::params::ParamStore;
 use crate::source::{Leaves, TrainSource};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
+use hearth_collective::Ordered;
 use hearth_model::rope::Rope;
 use hearth_model::{Architecture, DocumentContext, Group};
 
 /// Takes the gradient of a trained parameter, by its place in [`ParamStore::trained`].
-pub type Sink<'a> = dyn FnMut(usize, Vec<f32>) + 'a;
+pub type Sink<'a> = dyn FnMut(usize, Vec<f32>) -> Result<(), Error> + 'a;
 
 /// A model and how it is run.
 pub struct BlockLoop<'a> {
@@ -25,12 +29,18 @@ pub struct BlockLoop<'a> {
     pub arch: &'a dyn Architecture,
     /// Its parameters.
     pub store: &'a ParamStore,
+    /// The ranks that share them.
+    pub comm: &'a Ordered,
     /// Its position embedding.
     pub rope: &'a Rope,
     /// What is kept of the forward pass.
     pub recompute: Recompute,
     /// Key of this micro-batch's dropout masks; `None` outside training.
     pub dropout: Option<u64>,
+    /// What the loss is multiplied by before the backward pass; 1 unless 16-bit gradients could underflow.
+    pub loss_scale: f32,
+    /// Who is told what the activations take.
+    pub meter: &'a Meter,
 }
 
 /// A part of the model between its forward and its backward pass.
@@ -39,20 +49,28 @@ struct Taped {
     input: Tensor<2>,
     output: Tensor<2>,
     leaves: Leaves,
+    /// The weights it borrows.
+    _views: Vec<View>,
 }
 
 impl BlockLoop<'_> {
     /// Sum of the loss over the trained tokens. No tape.
     ///
     /// # Errors
-    /// Those of the weight source.
+    /// Those of the weight source, and of bringing the weights.
     pub fn loss(&self, batch: &MicroBatch) -> Result<f64, Error> {
+        let blocks = (0..self.arch.num_blocks()).map(Group::Block);
+        let steps = [Group::Embedding].into_iter().chain(blocks).chain([Group::Head]);
+        let mut conveyor = self.store.conveyor(self.comm, steps);
         let mut context = DocumentContext::new(self.rope, &batch.documents);
-        let mut source = self.source(false);
-        let mut x = self.compute(self.arch.embedding(&mut source)?.forward(&batch.ids));
+        let mut x = self.embed(batch, &mut conveyor)?;
         for i in 0..self.arch.num_blocks() {
-            x = self.arch.block(i, &mut source)?.forward(x, &mut context);
+            let _working = self.meter.enter(Phase::BlockForward)?;
+            x = self.block_forward(i, x, &mut context, &mut conveyor)?;
         }
+        let _working = self.meter.enter(Phase::HeadForward)?;
+        let views = self.bring(Group::Head, &mut conveyor)?;
+        let mut source = TrainSource::new(self.store, &views, false, None);
         Ok(scalar(self.arch.head(&mut source)?.nll_sum(x, batch.targets.clone())))
     }
 
@@ -61,62 +79,128 @@ impl BlockLoop<'_> {
     /// `head + embedding`, in this order.
     ///
     /// # Errors
-    /// Those of the weight source.
+    /// Those of the weight source, of bringing the weights, and of `sink`.
     pub fn gradients(&self, batch: &MicroBatch, sink: &mut Sink<'_>) -> Result<f64, Error> {
+        let mut conveyor = self.store.conveyor(self.comm, self.script());
         let mut context = DocumentContext::new(self.rope, &batch.documents);
-        let embedding = self.embed(batch)?;
-        let mut x = embedding.output.clone().inner();
-        let track_first = !embedding.leaves.is_empty();
-        let (mut inputs, mut taped) = (Vec::new(), Vec::new());
+        let mut x = self.embed(batch, &mut conveyor)?;
+        let train_embedding = self.store.trains(Group::Embedding);
+        let (mut inputs, mut taped, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         for i in 0..self.arch.num_blocks() {
             match self.recompute {
                 Recompute::Full => {
+                    kept.push(self.meter.enter(Phase::Input)?);
                     inputs.push(x.clone());
-                    x = self.arch.block(i, &mut self.source(false))?.forward(x, &mut context);
+                    let _working = self.meter.enter(Phase::BlockForward)?;
+                    x = self.block_forward(i, x, &mut context, &mut conveyor)?;
                 }
                 Recompute::None => {
-                    let block = self.block(i, x, i > 0 || track_first, &mut context)?;
+                    kept.push(self.meter.enter(Phase::Tape)?);
+                    let block =
+                        self.block_taped(i, x, i > 0 || train_embedding, &mut context, &mut conveyor)?;
                     x = block.output.clone().inner();
                     taped.push(block);
                 }
             }
         }
-        let mut tied = None;
-        let (loss, mut upstream) =
-            self.head(x, batch, &mut |index, gradient| match self.store.trained()[index].group {
-                Group::Embedding => tied = Some((index, gradient)),
+        let (mut tied, mut tied_kept) = (None, None);
+        let (loss, mut upstream) = {
+            let working = self.meter.enter(Phase::Head)?;
+            self.head(x, batch, working, &mut conveyor, &mut |index, gradient| match self.store.trained()
+                [index]
+                .group
+            {
+                Group::Embedding => {
+                    tied_kept = Some(self.meter.hold(&gradient)?);
+                    tied = Some((index, gradient));
+                    Ok(())
+                }
                 _ => sink(index, gradient),
-            })?;
+            })?
+        };
         for i in (0..self.arch.num_blocks()).rev() {
             let Some(dy) = upstream else { break };
+            let working = match self.recompute {
+                Recompute::Full => self.meter.enter(Phase::BlockAgain)?,
+                Recompute::None => self.meter.enter(Phase::BlockBackward)?,
+            };
             let block = match inputs.pop() {
-                Some(input) => self.block(i, input, i > 0 || track_first, &mut context)?,
+                Some(input) => {
+                    self.block_taped(i, input, i > 0 || train_embedding, &mut context, &mut conveyor)?
+                }
                 None => taped.pop().expect("one tape per block"),
             };
-            upstream = block.backward(dy, sink);
+            upstream = block.backward(dy, working, sink)?;
+            kept.pop();
         }
-        self.embedding_gradient(embedding, upstream, tied, sink);
+        if let Some(dy) = upstream.filter(|_| train_embedding) {
+            let working = self.meter.enter(Phase::Embedding)?;
+            self.embedding_gradient(
+                batch,
+                dy,
+                tied.map(|(at, sum)| (at, sum, tied_kept)),
+                working,
+                &mut conveyor,
+                sink,
+            )?;
+        }
         Ok(loss)
     }
 
-    fn embed(&self, batch: &MicroBatch) -> Result<Taped, Error> {
-        let mut source = self.source(true);
-        let output = self.compute(self.arch.embedding(&mut source)?.forward(&batch.ids));
-        Ok(Taped { input: output.clone().inner(), output, leaves: source.into_leaves() })
+    /// The order in which [`BlockLoop::gradients`] uses the weights.
+    fn script(&self) -> Vec<Group> {
+        let blocks = 0..self.arch.num_blocks();
+        let mut steps = vec![Group::Embedding];
+        steps.extend(blocks.clone().map(Group::Block));
+        steps.push(Group::Head);
+        if self.recompute == Recompute::Full {
+            steps.extend(blocks.rev().map(Group::Block));
+        }
+        if self.store.trains(Group::Embedding) {
+            steps.push(Group::Embedding);
+        }
+        steps
+    }
+
+    /// The weights of the script's next step.
+    fn bring(&self, group: Group, conveyor: &mut Conveyor<'_>) -> Result<Vec<View>, Error> {
+        self.store.units_for(group).into_iter().map(|unit| conveyor.next(unit)).collect()
+    }
+
+    fn embed(&self, batch: &MicroBatch, conveyor: &mut Conveyor<'_>) -> Result<Tensor<2>, Error> {
+        let views = self.bring(Group::Embedding, conveyor)?;
+        let mut source = TrainSource::new(self.store, &views, false, self.dropout);
+        Ok(self.compute(self.arch.embedding(&mut source)?.forward(&batch.ids)))
+    }
+
+    /// Block `i` without a tape.
+    fn block_forward(
+        &self,
+        i: usize,
+        x: Tensor<2>,
+        context: &mut DocumentContext,
+        conveyor: &mut Conveyor<'_>,
+    ) -> Result<Tensor<2>, Error> {
+        let views = self.bring(Group::Block(i), conveyor)?;
+        let mut source = TrainSource::new(self.store, &views, false, self.dropout);
+        Ok(self.arch.block(i, &mut source)?.forward(x, context))
     }
 
     /// Block `i` with a tape.
-    fn block(
+    fn block_taped(
         &self,
         i: usize,
         input: Tensor<2>,
         track_input: bool,
         context: &mut DocumentContext,
+        conveyor: &mut Conveyor<'_>,
     ) -> Result<Taped, Error> {
+        let views = self.bring(Group::Block(i), conveyor)?;
         let input = if track_input { input.autodiff().require_grad() } else { input };
-        let mut source = self.source(true);
+        let mut source = TrainSource::new(self.store, &views, true, self.dropout);
         let output = self.arch.block(i, &mut source)?.forward(input.clone(), context);
-        Ok(Taped { input, output, leaves: source.into_leaves() })
+        let leaves = source.into_leaves();
+        Ok(Taped { input, output, leaves, _views: views })
     }
 
     /// Loss, and the gradient of the last block's output.
@@ -124,44 +208,49 @@ impl BlockLoop<'_> {
         &self,
         x: Tensor<2>,
         batch: &MicroBatch,
+        mut working: Working,
+        conveyor: &mut Conveyor<'_>,
         sink: &mut Sink<'_>,
     ) -> Result<(f64, Option<Tensor<2>>), Error> {
+        let views = self.bring(Group::Head, conveyor)?;
         let x = x.autodiff().require_grad();
-        let mut source = self.source(true);
+        let mut source = TrainSource::new(self.store, &views, true, self.dropout);
         let nll = self.arch.head(&mut source)?.nll_sum(x.clone(), batch.targets.clone());
-        let mut gradients = nll.backward();
-        source.into_leaves().take(&mut gradients, sink);
-        Ok((scalar(nll.inner()), x.grad_remove(&mut gradients)))
+        let loss = scalar(nll.clone().inner());
+        let scaled = if self.loss_scale == 1.0 { nll } else { nll * self.loss_scale };
+        let mut gradients = scaled.backward();
+        working.only_gradients();
+        source.into_leaves().take(&mut gradients, &mut working, sink)?;
+        Ok((loss, x.grad_remove(&mut gradients)))
     }
 
     fn embedding_gradient(
         &self,
-        embedding: Taped,
-        upstream: Option<Tensor<2>>,
-        mut tied: Option<(usize, Vec<f32>)>,
+        batch: &MicroBatch,
+        dy: Tensor<2>,
+        mut tied: Option<(usize, Vec<f32>, Option<Working>)>,
+        working: Working,
+        conveyor: &mut Conveyor<'_>,
         sink: &mut Sink<'_>,
-    ) {
-        if let Some(dy) = upstream {
-            embedding.backward(dy, &mut |index, mut gradient| {
-                if let Some((_, mut sum)) = tied.take_if(|(head, _)| *head == index) {
-                    crate::gradients::add(&mut sum, &gradient);
-                    gradient = sum;
-                }
-                sink(index, gradient);
-            });
-        }
-    }
-
-    fn source(&self, tape: bool) -> TrainSource<'_> {
-        TrainSource::new(self.store, tape, self.dropout)
+    ) -> Result<(), Error> {
+        let views = self.bring(Group::Embedding, conveyor)?;
+        let mut source = TrainSource::new(self.store, &views, true, self.dropout);
+        let output = self.compute(self.arch.embedding(&mut source)?.forward(&batch.ids));
+        let leaves = source.into_leaves();
+        let embedding = Taped { input: output.clone().inner(), output, leaves, _views: views };
+        embedding.backward(dy, working, &mut |index, mut gradient| {
+            if let Some((_, mut sum, _held)) = tied.take_if(|(head, ..)| *head == index) {
+                crate::gradients::add(&mut sum, &gradient);
+                gradient = sum;
+            }
+            sink(index, gradient)
+        })?;
+        Ok(())
     }
 
     /// A packed embedding answers in f32.
     fn compute(&self, x: Tensor<2>) -> Tensor<2> {
-        let dtype = match self.store.compute() {
-            Compute::F32 => DType::F32,
-            Compute::Bf16 => DType::BF16,
-        };
+        let dtype = self.store.compute().dtype();
         if x.dtype() == dtype { x } else { x.cast(dtype) }
     }
 }
@@ -169,13 +258,19 @@ impl BlockLoop<'_> {
 impl Taped {
     /// Runs the tape back from `dy` by way of the surrogate `⟨output, dy⟩`, whose gradients are the wanted ones.
     /// Returns the gradient of the input, if it was tracked.
-    fn backward(self, dy: Tensor<2>, sink: &mut Sink<'_>) -> Option<Tensor<2>> {
+    fn backward(
+        self,
+        dy: Tensor<2>,
+        mut working: Working,
+        sink: &mut Sink<'_>,
+    ) -> Result<Option<Tensor<2>>, Error> {
         if !self.output.is_tracked() {
-            return None;
+            return Ok(None);
         }
         let mut gradients = (self.output * Tensor::from_inner(dy)).sum().backward();
-        self.leaves.take(&mut gradients, sink);
-        self.input.grad_remove(&mut gradients)
+        working.only_gradients();
+        self.leaves.take(&mut gradients, &mut working, sink)?;
+        Ok(self.input.grad_remove(&mut gradients))
     }
 }
 

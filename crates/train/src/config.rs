@@ -1,7 +1,7 @@
 //! What a run is told. Knows nothing of recipes.
 
 use crate::Error;
-use crate::optim::AdamW;
+use crate::optim::{OptimConfig, StateDtype};
 use crate::sched::Schedule;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -22,11 +22,18 @@ pub struct TrainConfig {
     /// Seed of adapter initialisation and dropout.
     pub seed: u64,
     /// Optimizer.
-    pub optim: AdamW,
+    pub optim: OptimConfig,
+    /// How its states are stored. Masters and gradients are f32 always.
+    pub state_dtype: StateDtype,
     /// Learning rate over time.
     pub sched: Schedule,
-    /// Arithmetic of activations and the weights they meet. Masters, gradients and moments are f32 always.
+    /// Arithmetic of activations and the weights they meet.
     pub compute: Compute,
+    /// ZeRO stage (arXiv 1910.02054): 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters are partitioned
+    /// over the ranks.
+    pub zero: u8,
+    /// Where the training state lies.
+    pub offload: Offload,
     /// What is kept of the forward pass.
     pub recompute: Recompute,
     /// A low-rank adapter over frozen weights, or `None` to train every parameter.
@@ -49,9 +56,12 @@ impl Default for TrainConfig {
             micro_batch: 1,
             clip_norm: 1.0,
             seed: 0,
-            optim: AdamW::default(),
+            optim: OptimConfig::default(),
+            state_dtype: StateDtype::F32,
             sched: Schedule::default(),
             compute: Compute::F32,
+            zero: 0,
+            offload: Offload::default(),
             recompute: Recompute::None,
             adapter: None,
             checkpoint: None,
@@ -71,6 +81,62 @@ pub enum Compute {
     F32,
     /// Weights and activations rounded to bfloat16.
     Bf16,
+    /// Weights and activations rounded to half precision.
+    F16,
+}
+
+impl Compute {
+    /// As in recipes, and the name of the storage format.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compute::F32 => "f32",
+            Compute::Bf16 => "bf16",
+            Compute::F16 => "f16",
+        }
+    }
+}
+
+/// Where a share of the training state lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// Beside the compute.
+    #[default]
+    Device,
+    /// In host memory.
+    Cpu,
+    /// On a fast disk.
+    Nvme,
+}
+
+/// Where the training state lies. Changes no bit of any result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Offload {
+    /// The parameters as the model is computed with.
+    pub params: Place,
+    /// Summed gradients, until the update.
+    pub grads: Place,
+    /// Masters and moments.
+    pub optim: Place,
+    /// Share of the optimizer's state that goes to `optim`; the rest stays on the device.
+    pub ratio: f64,
+    /// Directory of the nvme tier.
+    pub nvme_dir: Option<PathBuf>,
+}
+
+impl Default for Offload {
+    fn default() -> Self {
+        let device = Place::Device;
+        Self { params: device, grads: device, optim: device, ratio: 1.0, nvme_dir: None }
+    }
+}
+
+impl Offload {
+    /// Whether anything lies on a disk.
+    pub fn uses_nvme(&self) -> bool {
+        [self.params, self.grads, self.optim].contains(&Place::Nvme)
+    }
 }
 
 /// What the backward pass finds of the forward pass.
@@ -100,6 +166,9 @@ pub struct LoraConfig {
     pub rslora: bool,
     /// What `adapter_config.json` says the base model is.
     pub base_model: String,
+    /// Format that the linear layers' frozen weights are quantized to (QLoRA): `q8_0`, `q4_0`, `q4_1`. `None` keeps
+    /// them as they are stored.
+    pub quant: Option<String>,
 }
 
 impl Default for LoraConfig {
@@ -111,6 +180,7 @@ impl Default for LoraConfig {
             targets: vec!["q_proj".into(), "v_proj".into()],
             rslora: false,
             base_model: String::new(),
+            quant: None,
         }
     }
 }
@@ -164,6 +234,7 @@ impl TrainConfig {
     pub fn validate(&self) -> Result<(), Error> {
         self.validate_batches()?;
         self.validate_rates()?;
+        self.validate_placement()?;
         self.adapter.as_ref().map_or(Ok(()), LoraConfig::validate)
     }
 
@@ -183,21 +254,12 @@ impl TrainConfig {
     }
 
     fn validate_rates(&self) -> Result<(), Error> {
-        let o = &self.optim;
+        self.optim.validate()?;
         not_negative("train.clip_norm", self.clip_norm)?;
-        not_negative("optim.lr", o.lr)?;
-        not_negative("optim.weight_decay", o.weight_decay)?;
         not_negative("sched.min_lr", self.sched.min_lr)?;
-        if !(o.eps > 0.0 && o.eps.is_finite()) {
-            return refuse(format!("optim.eps = {} must be a number above 0, as 1e-8", o.eps));
-        }
-        for beta in o.betas {
-            if !(0.0..1.0).contains(&beta) {
-                return refuse(format!("optim.betas = {:?}: each must be at least 0 and below 1", o.betas));
-            }
-        }
-        if self.sched.min_lr > o.lr {
-            let (min, lr) = (self.sched.min_lr, o.lr);
+        let lr = self.optim.lr();
+        if self.sched.min_lr > lr {
+            let min = self.sched.min_lr;
             return refuse(format!(
                 "sched.min_lr = {min} is above optim.lr = {lr}; it is where the rate ends"
             ));
@@ -211,6 +273,30 @@ impl TrainConfig {
         Ok(())
     }
 
+    fn validate_placement(&self) -> Result<(), Error> {
+        let o = &self.offload;
+        if self.zero > 3 {
+            return refuse(format!("parallel.zero = {}: the stages are 0 to 3", self.zero));
+        }
+        if !(0.0..=1.0).contains(&o.ratio) {
+            return refuse(format!("offload.ratio = {} must be from 0 to 1", o.ratio));
+        }
+        if o.uses_nvme() && o.nvme_dir.is_none() {
+            return refuse(
+                "[offload] puts state on nvme; say in which directory with offload.nvme_path".into(),
+            );
+        }
+        let whole = self.zero == 0 && o.optim != Place::Nvme && (o.optim == Place::Device || o.ratio == 1.0);
+        if !self.optim.elementwise() && !(whole && self.state_dtype == StateDtype::F32) {
+            return refuse(format!(
+                "optim.kind = {:?} updates whole matrices from a state that is small already: use parallel.zero = 0, \
+                 offload.optim = \"device\" or \"cpu\" with offload.ratio = 1.0, and optim.state_dtype = \"f32\"",
+                self.optim.name()
+            ));
+        }
+        Ok(())
+    }
+
     /// sha256 of everything that decides what is computed, as hex: paths, logging and the run's end apart.
     pub fn hash(&self) -> String {
         let computed = TrainConfig {
@@ -219,6 +305,8 @@ impl TrainConfig {
             eval_every: 0,
             peak_flops: None,
             recompute: Recompute::None,
+            zero: 0,
+            offload: Offload::default(),
             ..self.clone()
         };
         hex(&Sha256::digest(serde_json::to_vec(&computed).expect("a plain struct serialises")))
@@ -279,9 +367,9 @@ mod tests {
         let cases: Vec<(String, &str)> = vec![
             (message(|c| c.steps = 0), "train.steps = 0"),
             (message(|c| c.micro_batch = 3), "train.micro_batch = 3; use 6 or 9"),
-            (message(|c| c.optim.lr = f64::NAN), "optim.lr = NaN"),
-            (message(|c| c.optim.eps = 0.0), "optim.eps = 0"),
-            (message(|c| c.optim.betas[1] = 1.0), "optim.betas"),
+            (message(|c| c.zero = 4), "parallel.zero = 4"),
+            (message(|c| c.offload.ratio = 1.5), "offload.ratio = 1.5"),
+            (message(|c| c.offload.grads = Place::Nvme), "offload.nvme_path"),
             (message(|c| c.sched.min_lr = 1.0), "sched.min_lr = 1 is above"),
             (message(|c| c.sched.warmup = 101), "sched.warmup = 101"),
             (message(|c| c.clip_norm = -1.0), "train.clip_norm = -1"),
@@ -297,7 +385,9 @@ mod tests {
     #[test]
     fn the_hash_sees_arithmetic_and_nothing_else() {
         let config = TrainConfig::default();
-        let logged = TrainConfig { eval_every: 7, recompute: Recompute::Full, ..config.clone() };
+        let offload = Offload { optim: Place::Cpu, ..Offload::default() };
+        let logged =
+            TrainConfig { eval_every: 7, recompute: Recompute::Full, zero: 2, offload, ..config.clone() };
         assert_eq!(config.hash(), logged.hash());
         assert_ne!(config.hash(), TrainConfig { seed: 1, ..config.clone() }.hash());
     }

@@ -18,6 +18,20 @@ pub enum Error {
     /// The data could not be handed out.
     #[error(transparent)]
     Data(#[from] hearth_data::Error),
+    /// A budget does not hold the run, or its tiers failed.
+    #[error(transparent)]
+    Memory(#[from] hearth_memory::Error),
+    /// The ranks lost each other.
+    #[error(transparent)]
+    Collective(#[from] hearth_collective::Error),
+    /// Another rank cannot go on, so none does.
+    #[error("rank {rank}: {sentence}")]
+    OtherRank {
+        /// Who.
+        rank: usize,
+        /// What it said.
+        sentence: String,
+    },
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {

@@ -31,7 +31,7 @@ impl ModelFlops {
             }
         }
         if store.lora().is_some() {
-            per_token += matmul(store.trained_len(), true);
+            per_token += matmul(store.layout().len(), true);
         }
         let per_pair = 3.0 * 4.0 * (config.num_heads * config.head_dim) as f64;
         Self { per_token, per_pair, windows: config.sliding_window.clone() }

@@ -7,6 +7,7 @@
 //! gives the same bits.
 
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Elements one task adds. Elements are independent, so the size changes no result.
 const ADD_CHUNK: usize = 1 << 16;
@@ -14,38 +15,82 @@ const ADD_CHUNK: usize = 1 << 16;
 /// a partition of a parameter must start at a multiple of it.
 pub const NORM_CHUNK: usize = 1 << 12;
 
-/// Sums gradients as they come, holding one partial sum per set bit of their number.
-#[derive(Default)]
-pub struct TreeSum {
-    /// Complete subtrees, largest first, each with its number of leaves.
-    partial: Vec<(usize, Vec<f32>)>,
+/// Sums gradients as they come, in any order, holding one partial sum per complete subtree. What a partial sum is made
+/// of is the caller's: `N` may lie in memory or on a disk.
+pub struct TreeSum<N> {
+    total: usize,
+    partial: Vec<(Range<usize>, N)>,
 }
 
-impl TreeSum {
-    /// Adds the next micro-batch's gradient.
-    pub fn push(&mut self, gradient: Vec<f32>) {
-        let mut node = (1, gradient);
-        while self.partial.last().is_some_and(|(leaves, _)| *leaves == node.0) {
-            let (leaves, mut left) = self.partial.pop().expect("just seen");
-            add(&mut left, &node.1);
-            node = (2 * leaves, left);
-        }
-        self.partial.push(node);
+impl<N> TreeSum<N> {
+    /// The sum of `total` micro-batches.
+    pub fn new(total: usize) -> Self {
+        Self { total, partial: Vec::new() }
     }
 
-    /// The sum over all micro-batches, `None` if there was none.
-    pub fn finish(mut self) -> Option<Vec<f32>> {
-        let (_, mut sum) = self.partial.pop()?;
-        while let Some((_, mut left)) = self.partial.pop() {
-            add(&mut left, &sum);
-            sum = left;
+    /// Adds the sum over the micro-batches `range`, a node of the tree. `add` gets a left and a right half.
+    ///
+    /// # Errors
+    /// Those of `add`; the tree is then of no more use.
+    pub fn push<E>(
+        &mut self,
+        mut range: Range<usize>,
+        mut node: N,
+        add: &mut dyn FnMut(N, N) -> Result<N, E>,
+    ) -> Result<(), E> {
+        while let Some([left, right]) = halves(self.total, &range) {
+            let other = if range == left { &right } else { &left };
+            let Some(at) = self.partial.iter().position(|(there, _)| there == other) else { break };
+            let (_, sibling) = self.partial.swap_remove(at);
+            node = if range == left { add(node, sibling)? } else { add(sibling, node)? };
+            range = left.start..right.end;
         }
-        Some(sum)
+        self.partial.push((range, node));
+        Ok(())
     }
 
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        self.partial.iter().map(|(_, g)| size_of_val(g.as_slice())).sum()
+    /// The sum over all micro-batches, once it is complete.
+    pub fn root(&self) -> Option<&N> {
+        self.partial.first().filter(|(range, _)| *range == (0..self.total)).map(|(_, node)| node)
+    }
+
+    /// Takes the sum over all micro-batches, once it is complete.
+    pub fn take_root(&mut self) -> Option<N> {
+        self.root()?;
+        self.partial.pop().map(|(_, node)| node)
+    }
+
+    /// Puts by the partial sum that was added last in another form.
+    ///
+    /// # Errors
+    /// Those of `change`; the tree is then of no more use.
+    pub fn update_last<E>(&mut self, change: &mut dyn FnMut(N) -> Result<N, E>) -> Result<(), E> {
+        if let Some((range, node)) = self.partial.pop() {
+            self.partial.push((range, change(node)?));
+        }
+        Ok(())
+    }
+
+    /// Partial sums held.
+    pub fn held(&self) -> usize {
+        self.partial.len()
+    }
+}
+
+/// The node that has `node` for one of its halves, as these; `None` for the root.
+fn halves(total: usize, node: &Range<usize>) -> Option<[Range<usize>; 2]> {
+    let mut parent = 0..total;
+    loop {
+        if *node == parent {
+            return None;
+        }
+        let middle = parent.start + parent.len().next_power_of_two() / 2;
+        let (left, right) = (parent.start..middle, middle..parent.end);
+        if *node == left || *node == right {
+            return Some([left, right]);
+        }
+        assert!(parent.len() > 1, "{node:?} is not a node of the tree over {total} micro-batches");
+        parent = if node.start < middle { left } else { right };
     }
 }
 
@@ -59,9 +104,9 @@ pub fn add(a: &mut [f32], b: &[f32]) {
     });
 }
 
-/// Sum of squares in f64: 8 interleaved lanes within each [`NORM_CHUNK`], the lanes in order, then chunk after chunk.
-pub fn sum_of_squares(gradient: &[f32]) -> f64 {
-    gradient.par_chunks(NORM_CHUNK).map(chunk_sum).collect::<Vec<_>>().iter().sum()
+/// Sums of squares in f64 of each [`NORM_CHUNK`]: 8 interleaved lanes, then the lanes in order.
+pub fn chunk_squares(gradient: &[f32]) -> Vec<f64> {
+    gradient.par_chunks(NORM_CHUNK).map(chunk_sum).collect()
 }
 
 fn chunk_sum(chunk: &[f32]) -> f64 {
@@ -97,25 +142,37 @@ mod tests {
     }
 
     #[test]
-    fn the_counter_is_the_documented_tree() {
+    fn any_order_of_arrival_gives_the_documented_tree() {
         for n in 1..20 {
             let gradients: Vec<Vec<f32>> =
                 (0..n).map(|i| (0..9).map(|j| uniform(i, j) * 10f32.powi(j as i32)).collect()).collect();
-            let mut tree = TreeSum::default();
-            gradients.iter().for_each(|g| tree.push(g.clone()));
-            assert!(tree.bytes() <= 9 * 4 * (n.ilog2() as usize + 1));
-            assert_eq!(tree.finish().expect("not empty"), recursive(&gradients), "{n} micro-batches");
+            for stride in 1..n as usize + 1 {
+                let mut tree = TreeSum::new(n as usize);
+                let order = (0..stride).flat_map(|s| (s..n as usize).step_by(stride));
+                for i in order {
+                    let mut plus = |mut left: Vec<f32>, right: Vec<f32>| {
+                        add(&mut left, &right);
+                        Ok::<_, ()>(left)
+                    };
+                    assert_eq!(tree.root(), None);
+                    tree.push(i..i + 1, gradients[i].clone(), &mut plus).expect("adds");
+                    assert!(stride > 1 || tree.held() <= n.ilog2() as usize + 1);
+                }
+                assert_eq!(tree.take_root().expect("complete"), recursive(&gradients), "{n} by {stride}");
+            }
         }
-        assert_eq!(TreeSum::default().finish(), None);
     }
 
     #[test]
     fn the_norm_of_parts_cut_at_chunks_is_the_norm_of_the_whole() {
         let g: Vec<f32> = (0..3 * NORM_CHUNK as u64 + 77).map(|i| uniform(1, i) - 0.5).collect();
-        let chunks: f64 = g.chunks(NORM_CHUNK).map(sum_of_squares).sum();
-        assert_eq!(sum_of_squares(&g), chunks);
+        let parts: Vec<f64> = g.chunks(2 * NORM_CHUNK).flat_map(chunk_squares).collect();
+        assert_eq!(chunk_squares(&g), parts);
+        let mut padded = g.clone();
+        padded.resize(5 * NORM_CHUNK, 0.0);
+        assert_eq!(chunk_squares(&g).iter().sum::<f64>(), chunk_squares(&padded).iter().sum::<f64>());
         let plain: f64 = g.iter().map(|x| (*x as f64).powi(2)).sum();
-        assert!((sum_of_squares(&g) / plain - 1.0).abs() < 1e-12);
+        assert!((parts.iter().sum::<f64>() / plain - 1.0).abs() < 1e-12);
     }
 
     #[test]

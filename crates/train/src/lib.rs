@@ -16,34 +16,47 @@
 //! - A checkpoint holds everything the next step depends on, and is complete or invisible.
 #![forbid(unsafe_code)]
 
+pub mod activations;
 pub mod block_loop;
 pub mod checkpoint;
 pub mod config;
 pub mod flops;
 pub mod gradients;
+pub mod layout;
 pub mod metrics;
 pub mod micro_batch;
 pub mod observer;
 pub mod optim;
 pub mod params;
+pub mod reduce;
 pub mod sched;
+pub mod sizes;
 pub mod tensorboard;
 
+mod copies;
+mod disk;
 mod error;
+mod flat;
+mod frozen;
 mod lora;
 mod random;
 mod run;
 mod run_dir;
+mod saving;
 mod source;
+mod state;
 mod trainer;
+mod update;
 
+pub use activations::Activations;
 pub use checkpoint::{Companion, Disk, Files, Progress};
-pub use config::{CheckpointConfig, Compute, LogConfig, LoraConfig, Recompute, TrainConfig};
+pub use config::{CheckpointConfig, Compute, LogConfig, LoraConfig, Offload, Place, Recompute, TrainConfig};
 pub use error::Error;
+pub use layout::{Layout, Param};
 pub use metrics::{MemoryReport, StepReport};
 pub use observer::Observer;
-pub use optim::AdamW;
-pub use params::{Param, ParamStore};
+pub use optim::{AdamW, OptimConfig};
+pub use params::ParamStore;
 pub use run::{Summary, companions};
 pub use sched::{Schedule, ScheduleKind};
 pub use trainer::{Setup, Trainer};

@@ -6,7 +6,7 @@ use crate::config::LoraConfig;
 use crate::random::{key, uniform, word};
 use hearth_model::ParamSpec;
 use serde_json::json;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 /// Prefix PEFT puts before a module's name in `adapter_model.safetensors`.
 pub(crate) const PEFT_PREFIX: &str = "base_model.model.";
@@ -39,14 +39,29 @@ fn module(weight: &str) -> &str {
     weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
-/// A: `[rank, in]`, uniform in ±1/√in (PyTorch's `kaiming_uniform_(a = √5)`, as PEFT), B: `[out, rank]`, zero.
-/// Each value depends on seed, name and place alone.
-pub(crate) fn factors(spec: &ParamSpec, rank: usize, seed: u64) -> [(String, Vec<usize>, Vec<f32>); 2] {
+/// Names and shapes of the factors beside a linear layer: A `[rank, in]`, B `[out, rank]`.
+pub(crate) fn factor_shapes(spec: &ParamSpec, rank: usize) -> [(String, Vec<usize>); 2] {
     let ([out, inner], module) = ([spec.shape[0], spec.shape[1]], module(&spec.name));
-    let (a, b) = (format!("{module}.lora_A.weight"), format!("{module}.lora_B.weight"));
-    let (key, bound) = (key(&[seed, word(&a)]), 1.0 / (inner as f32).sqrt());
-    let values = (0..(rank * inner) as u64).map(|i| (2.0 * uniform(key, i) - 1.0) * bound).collect();
-    [(a, vec![rank, inner], values), (b, vec![out, rank], vec![0.0; out * rank])]
+    [
+        (format!("{module}.lora_A.weight"), vec![rank, inner]),
+        (format!("{module}.lora_B.weight"), vec![out, rank]),
+    ]
+}
+
+/// A fresh factor. A: uniform in ±1/√in (PyTorch's `kaiming_uniform_(a = √5)`, as PEFT), B: zero. Each value depends
+/// on seed, name and place alone.
+pub(crate) fn factor(specs: &HashMap<&str, &ParamSpec>, name: &str, rank: usize, seed: u64) -> Vec<f32> {
+    let (module, a) = match name.strip_suffix(".lora_A.weight") {
+        Some(module) => (module, true),
+        None => (name.trim_end_matches(".lora_B.weight"), false),
+    };
+    let spec = specs[format!("{module}.weight").as_str()];
+    let (out, inner) = (spec.shape[0], spec.shape[1]);
+    if !a {
+        return vec![0.0; out * rank];
+    }
+    let (key, bound) = (key(&[seed, word(name)]), 1.0 / (inner as f32).sqrt());
+    (0..(rank * inner) as u64).map(|i| (2.0 * uniform(key, i) - 1.0) * bound).collect()
 }
 
 /// PEFT's `adapter_config.json`.
@@ -118,7 +133,9 @@ mod tests {
     #[test]
     fn factors_start_at_zero_product_with_kaiming_spread() {
         let spec = ParamSpec { shape: vec![8, 1024], ..specs()[1].clone() };
-        let [(name, shape, a), (_, b_shape, b)] = factors(&spec, 16, 3);
+        let [(name, shape), (b_name, b_shape)] = factor_shapes(&spec, 16);
+        let specs = HashMap::from([(spec.name.as_str(), &spec)]);
+        let (a, b) = (factor(&specs, &name, 16, 3), factor(&specs, &b_name, 16, 3));
         assert_eq!((name.as_str(), shape), ("model.layers.0.self_attn.q_proj.lora_A.weight", vec![16, 1024]));
         assert_eq!((b_shape, b), (vec![8, 16], vec![0.0; 128]));
         let square = a.iter().map(|x| x * x).sum::<f32>() / a.len() as f32;
@@ -126,6 +143,6 @@ mod tests {
             (square * 3.0 * 1024.0 - 1.0).abs() < 0.05 && a.iter().all(|x| x.abs() <= 1.0 / 32.0),
             "{square}"
         );
-        assert_ne!(a, factors(&spec, 16, 4)[0].2);
+        assert_ne!(a, factor(&specs, &name, 16, 4));
     }
 }

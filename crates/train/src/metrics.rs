@@ -40,16 +40,16 @@ pub struct StepReport {
     pub eval_loss: Option<f64>,
 }
 
-/// Bytes held for training, counted from the buffers themselves.
+/// Bytes a rank holds for training, on all tiers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryReport {
-    /// Trained parameters (f32 masters).
+    /// Trained parameters as the model is computed with.
     pub params_bytes: u64,
     /// Frozen parameters, as they are held.
     pub frozen_bytes: u64,
-    /// Most bytes of gradients held at once during the step.
+    /// Summed gradients.
     pub grads_bytes: u64,
-    /// Optimizer state.
+    /// Optimizer state, masters beside 16-bit parameters included.
     pub optimizer_bytes: u64,
 }
 

@@ -1,196 +1,157 @@
-//! Parameters: f32 masters as flat slices, and the frozen weights beside them.
+//! The model's parameters as a rank holds them: the copies of the trained ones, and the frozen ones beside them.
 
 use crate::Error;
 use crate::config::{Compute, LoraConfig, TrainConfig, hex};
+use crate::copies::{Conveyor, Copies, View};
+use crate::flat::tensor;
+use crate::frozen::Frozen;
+use crate::layout::{Layout, Param};
 use crate::lora;
-use burn::tensor::{AllocationProperty, Bytes, DType, Device, Tensor, TensorData};
-use half::bf16;
-use hearth_model::{Architecture, Group, Matrix, PackedMatrix, ParamSpec, params};
+use crate::sizes::Sizes;
+use burn::tensor::{Device, Tensor};
+use hearth_collective::Ordered;
+use hearth_memory::Ledger;
+use hearth_model::{Architecture, Group, Matrix, ParamSpec, params, uses};
 use hearth_weights::TensorSource;
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::sync::Arc;
 
-/// Values of a frozen tensor that enter the model's identity.
-const SAMPLE: usize = 64;
-/// Elements one task rounds.
-const ROUND_CHUNK: usize = 1 << 16;
+/// Takes the masters of a unit, where they are first known.
+pub type Masters<'a> = dyn FnMut(usize, &[f32]) -> Result<(), Error> + 'a;
 
-/// A trained parameter.
-pub struct Param {
-    /// Canonical name; an adapter's is `<linear layer>.lora_A.weight` or `….lora_B.weight`.
-    pub name: String,
-    /// Row-major shape.
-    pub shape: Vec<usize>,
-    /// First step of the block loop that uses it.
-    pub group: Group,
-    /// f32 master. Tensors borrow it while they live.
-    values: Arc<Vec<f32>>,
-}
-
-impl Param {
-    /// The master.
-    pub fn values(&self) -> &[f32] {
-        &self.values
-    }
-
-    /// The master, to be changed. Tensors made before keep the old values.
-    pub fn values_mut(&mut self) -> &mut Vec<f32> {
-        Arc::make_mut(&mut self.values)
-    }
-
-    /// Whether a tensor still borrows the master, so that changing it would copy it.
-    pub fn is_borrowed(&self) -> bool {
-        Arc::strong_count(&self.values) > 1
-    }
-}
-
-/// A frozen parameter, in the form it is computed with.
-enum Frozen {
-    Matrix(Matrix, usize),
-    Vector(Tensor<1>, usize),
-}
-
-/// Every parameter of a model: the trained ones in execution order, the frozen ones by name.
+/// Every parameter of a model.
 pub struct ParamStore {
-    trained: Vec<Param>,
+    layout: Layout,
     index: HashMap<String, usize>,
-    frozen: HashMap<String, Frozen>,
-    frozen_sample: Sha256,
+    /// Units that the head uses: its own, and with tied embeddings the embedding's.
+    head_units: Vec<usize>,
+    copies: Copies,
+    frozen: Frozen,
     device: Device,
-    compute: Compute,
     lora: Option<LoraConfig>,
 }
 
+/// The trained parameters of a run, in execution order. Without an adapter all of them are trained; with one only its
+/// factors are.
+///
+/// # Errors
+/// [`Error::Config`] for an adapter target that matches no linear layer.
+pub fn layout(
+    arch: &dyn Architecture,
+    config: &TrainConfig,
+    world: usize,
+    rank: usize,
+) -> Result<Layout, Error> {
+    let specs = params(arch);
+    let Some(adapter) = &config.adapter else {
+        let trained = specs.into_iter().map(|spec| (spec.name, spec.shape, spec.group));
+        return Ok(Layout::new(trained, world, rank));
+    };
+    let factors = lora::targets(&specs, adapter)?.into_iter().flat_map(|spec| {
+        lora::factor_shapes(spec, adapter.rank).map(|(name, shape)| (name, shape, spec.group))
+    });
+    Ok(Layout::new(factors, world, rank))
+}
+
 impl ParamStore {
-    /// Loads every parameter of `arch`. Without an adapter all are trained; with one only the adapter's factors are,
-    /// fresh: A uniform as in PEFT, drawn by `(seed, name)`, B zero.
+    /// Loads every parameter of `arch` that `rank` holds; `masters` gets the exact values of the trained ones. An
+    /// adapter's factors are fresh: A uniform as in PEFT, drawn by `(seed, name)`, B zero.
     ///
     /// # Errors
-    /// A tensor that is missing or has another shape; [`Error::Config`] for a target that matches no linear layer.
+    /// A tensor that is missing or has another shape; a budget that does not hold it.
     pub fn load(
         arch: &dyn Architecture,
         source: &dyn TensorSource,
         config: &TrainConfig,
+        layout: Layout,
         device: Device,
+        ledger: &Ledger,
+        masters: &mut Masters<'_>,
     ) -> Result<Self, Error> {
         let specs = params(arch);
-        let mut store = Self {
-            trained: Vec::new(),
-            index: HashMap::new(),
-            frozen: HashMap::new(),
-            frozen_sample: Sha256::new(),
-            device,
-            compute: config.compute,
-            lora: config.adapter.clone(),
-        };
+        let sizes = Sizes { layout: &layout, config };
+        let mut copies = Copies::new(&sizes, ledger)?;
+        let mut frozen = Frozen::new(config, device.clone(), ledger);
         for spec in &specs {
             check_shape(source, spec)?;
-            match &config.adapter {
-                None => {
-                    store.add(spec.name.clone(), spec.shape.clone(), spec.group, source.read_f32(&spec.name)?)
-                }
-                Some(_) => store.freeze(spec, source)?,
+            if config.adapter.is_some() {
+                frozen.add(spec, source)?;
             }
         }
-        if let Some(adapter) = &config.adapter {
-            for spec in lora::targets(&specs, adapter)? {
-                for (name, shape, values) in lora::factors(spec, adapter.rank, config.seed) {
-                    store.add(name, shape, spec.group, values);
-                }
+        let by_name: HashMap<&str, &ParamSpec> =
+            specs.iter().map(|spec| (spec.name.as_str(), spec)).collect();
+        for (at, unit) in layout.units().iter().enumerate() {
+            let mut values = vec![0.0; layout.padded_len(at)];
+            for param in &layout.params()[unit.params.clone()] {
+                let read = match &config.adapter {
+                    None => source.read_f32(&param.name)?,
+                    Some(adapter) => lora::factor(&by_name, &param.name, adapter.rank, config.seed),
+                };
+                values[param.range.clone()].copy_from_slice(&read);
             }
+            copies.replace(at, sizes.copy_of(at, &values))?;
+            masters(at, &values[..unit.len])?;
         }
-        Ok(store)
+        Ok(Self {
+            index: layout.params().iter().enumerate().map(|(i, p)| (p.name.clone(), i)).collect(),
+            head_units: head_units(arch, &layout),
+            copies,
+            frozen,
+            device,
+            lora: config.adapter.clone(),
+            layout,
+        })
     }
 
-    fn add(&mut self, name: String, shape: Vec<usize>, group: Group, values: Vec<f32>) {
-        self.index.insert(name.clone(), self.trained.len());
-        self.trained.push(Param { name, shape, group, values: Arc::new(values) });
-    }
-
-    fn freeze(&mut self, spec: &ParamSpec, source: &dyn TensorSource) -> Result<(), Error> {
-        let frozen = match *spec.shape {
-            [rows, columns] => self.frozen_matrix(&spec.name, rows, columns, source)?,
-            _ => {
-                let values = Arc::new(source.read_f32(&spec.name)?);
-                self.sample(&spec.name, &values);
-                Frozen::Vector(self.tensor(&values, [values.len()]), 4 * values.len())
-            }
-        };
-        self.frozen.insert(spec.name.clone(), frozen);
-        Ok(())
-    }
-
-    /// On the CPU a frozen matrix is packed once, in its own storage format where that has a panel layout, so that it
-    /// takes no more memory than on disk; elsewhere it is a tensor.
-    fn frozen_matrix(
-        &mut self,
-        name: &str,
-        rows: usize,
-        columns: usize,
-        source: &dyn TensorSource,
-    ) -> Result<Frozen, Error> {
-        let format = source.meta(name)?.format.name();
-        let stored = match (self.compute, format) {
-            // Rounded like a trained weight would be.
-            (Compute::Bf16, "f32" | "f16") => None,
-            _ => PackedMatrix::from_format(rows, columns, format, &source.bytes(name)?),
-        };
-        let on_cpu = self.device == Device::flex();
-        if let Some(packed) = stored.filter(|_| on_cpu) {
-            let mut row = vec![0.0; columns];
-            packed.read_row(0, &mut row);
-            self.sample(name, &row);
-            let bytes = packed.bytes();
-            return Ok(Frozen::Matrix(Matrix::Packed(Arc::new(packed)), bytes));
-        }
-        let values = Arc::new(source.read_f32(name)?);
-        self.sample(name, &values);
-        if !on_cpu {
-            let bytes = values.len() * if self.compute == Compute::Bf16 { 2 } else { 4 };
-            return Ok(Frozen::Matrix(Matrix::Dense(self.tensor(&values, [rows, columns])), bytes));
-        }
-        let packed = match self.compute {
-            Compute::F32 => PackedMatrix::from_f32(rows, columns, &values),
-            Compute::Bf16 => {
-                let bytes: Vec<u8> = round(&values).into_iter().flat_map(bf16::to_le_bytes).collect();
-                PackedMatrix::from_format(rows, columns, "bf16", &bytes).expect("bf16 has a panel layout")
-            }
-        };
-        let bytes = packed.bytes();
-        Ok(Frozen::Matrix(Matrix::Packed(Arc::new(packed)), bytes))
-    }
-
-    fn sample(&mut self, name: &str, values: &[f32]) {
-        self.frozen_sample.update(name);
-        for value in &values[..values.len().min(SAMPLE)] {
-            self.frozen_sample.update(value.to_le_bytes());
-        }
-    }
-
-    /// A tensor of the compute precision that borrows `values` (f32 on the CPU) or holds a rounded copy.
-    fn tensor<const D: usize>(&self, values: &Arc<Vec<f32>>, shape: [usize; D]) -> Tensor<D> {
-        let data = match self.compute {
-            Compute::F32 => {
-                let shared = bytes::Bytes::from_owner(Shared(values.clone()));
-                let bytes = Bytes::from_shared(shared, AllocationProperty::Native);
-                TensorData::from_bytes(bytes, shape, DType::F32)
-            }
-            Compute::Bf16 => TensorData::new(round(values), shape),
-        };
-        let dtype = data.dtype();
-        Tensor::from_data(data, (&self.device, dtype))
+    /// Who owns what.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// Trained parameters in execution order.
     pub fn trained(&self) -> &[Param] {
-        &self.trained
+        self.layout.params()
     }
 
-    /// Trained parameters, to be changed.
-    pub fn trained_mut(&mut self) -> &mut [Param] {
-        &mut self.trained
+    /// Whether anything of a step of the block loop is trained.
+    pub(crate) fn trains(&self, group: Group) -> bool {
+        self.layout.unit_of(group).is_some()
+    }
+
+    pub(crate) fn copies(&self) -> &Copies {
+        &self.copies
+    }
+
+    pub(crate) fn copies_mut(&mut self) -> &mut Copies {
+        &mut self.copies
+    }
+
+    /// Units a step of the block loop uses, in the order they are brought.
+    pub(crate) fn units_for(&self, group: Group) -> Vec<usize> {
+        match group {
+            Group::Head => self.head_units.clone(),
+            _ => self.layout.unit_of(group).into_iter().collect(),
+        }
+    }
+
+    /// Brings the units of these steps of the block loop in this order.
+    pub(crate) fn conveyor<'a>(
+        &'a self,
+        comm: &'a Ordered,
+        steps: impl IntoIterator<Item = Group>,
+    ) -> Conveyor<'a> {
+        let script: Vec<usize> = steps.into_iter().flat_map(|group| self.units_for(group)).collect();
+        Conveyor::new(&self.copies, comm, script)
+    }
+
+    /// Replaces the copy of a parameter that is kept whole in memory. Its master, if it has one, stays.
+    ///
+    /// # Panics
+    /// When the values are of another length, or the copy is partitioned, on a disk or in use.
+    pub fn assign(&mut self, index: usize, values: &[f32]) {
+        let (unit, range) = (self.layout.params()[index].unit, self.layout.params()[index].range.clone());
+        assert_eq!(range.len(), values.len(), "a parameter keeps its length");
+        self.copies.memory_mut(unit).expect("in memory").write(range.start, values);
     }
 
     /// Place of a trained parameter in [`ParamStore::trained`].
@@ -198,25 +159,28 @@ impl ParamStore {
         self.index.get(name).copied()
     }
 
-    /// A trained parameter as a tensor of the compute precision, untracked.
-    pub(crate) fn trained_tensor<const D: usize>(&self, index: usize, shape: [usize; D]) -> Tensor<D> {
-        self.tensor(&self.trained[index].values, shape)
+    /// A trained parameter as a tensor of the compute precision, untracked, out of the unit that was brought.
+    pub(crate) fn tensor<const D: usize>(
+        &self,
+        index: usize,
+        views: &[View],
+        shape: [usize; D],
+    ) -> Tensor<D> {
+        let param = &self.layout.params()[index];
+        let view = views.iter().find(|view| view.unit == param.unit);
+        let view = view.expect("a step of the block loop uses the units that were brought for it");
+        let compute = self.copies.compute();
+        tensor(view.part(param.range.clone(), compute), shape, compute, &self.device)
     }
 
     /// A frozen matrix.
-    pub(crate) fn frozen_matrix_named(&self, name: &str) -> Option<Matrix> {
-        match self.frozen.get(name)? {
-            Frozen::Matrix(matrix, _) => Some(matrix.clone()),
-            Frozen::Vector(..) => None,
-        }
+    pub(crate) fn frozen_matrix(&self, name: &str) -> Option<Matrix> {
+        self.frozen.matrix_named(name)
     }
 
     /// A frozen vector.
     pub(crate) fn frozen_vector(&self, name: &str) -> Option<Tensor<1>> {
-        match self.frozen.get(name)? {
-            Frozen::Vector(vector, _) => Some(vector.clone()),
-            Frozen::Matrix(..) => None,
-        }
+        self.frozen.vector_named(name)
     }
 
     /// The adapter's configuration, if one is trained.
@@ -226,31 +190,23 @@ impl ParamStore {
 
     /// Arithmetic of the forward and backward pass.
     pub fn compute(&self) -> Compute {
-        self.compute
-    }
-
-    /// Number of trained elements.
-    pub fn trained_len(&self) -> usize {
-        self.trained.iter().map(|p| p.values.len()).sum()
-    }
-
-    /// Bytes of the trained masters.
-    pub fn trained_bytes(&self) -> usize {
-        self.trained.iter().map(|p| size_of_val(p.values.as_slice())).sum()
+        self.copies.compute()
     }
 
     /// Bytes of the frozen parameters as they are held.
-    pub fn frozen_bytes(&self) -> usize {
-        let bytes = |frozen: &Frozen| match frozen {
-            Frozen::Matrix(_, bytes) | Frozen::Vector(_, bytes) => *bytes,
-        };
-        self.frozen.values().map(bytes).sum()
+    pub fn frozen_bytes(&self) -> u64 {
+        self.frozen.bytes()
+    }
+
+    /// Whether a tensor still borrows a copy, so that it cannot be updated.
+    pub fn is_borrowed(&self) -> bool {
+        (0..self.layout.units().len()).any(|unit| self.copies.is_borrowed(unit))
     }
 
     /// sha256 of names and shapes of the trained parameters.
     pub fn parameters_sha256(&self) -> String {
         let mut hash = Sha256::new();
-        for param in &self.trained {
+        for param in self.trained() {
             hash.update(format!("{} {:?}\n", param.name, param.shape));
         }
         hex(&hash.finalize())
@@ -258,8 +214,21 @@ impl ParamStore {
 
     /// sha256 of a sample of every frozen tensor; empty when there is none.
     pub fn frozen_sample_sha256(&self) -> String {
-        if self.frozen.is_empty() { String::new() } else { hex(&self.frozen_sample.clone().finalize()) }
+        self.frozen.sample_sha256()
     }
+}
+
+/// Units of the parameters that the head asks for.
+fn head_units(arch: &dyn Architecture, layout: &Layout) -> Vec<usize> {
+    let mut units: Vec<usize> = uses(arch, Group::Head)
+        .iter()
+        .filter_map(|spec| layout.params().iter().find(|p| p.name == spec.name))
+        .map(|param| param.unit)
+        .chain(layout.unit_of(Group::Head))
+        .collect();
+    units.sort_unstable();
+    units.dedup();
+    units
 }
 
 /// Refuses a tensor of another shape before anything is read.
@@ -274,23 +243,4 @@ fn check_shape(source: &dyn TensorSource, spec: &ParamSpec) -> Result<(), Error>
         found: meta.shape.clone(),
         expected: spec.shape.clone(),
     }))
-}
-
-fn round(values: &[f32]) -> Vec<bf16> {
-    let mut rounded = vec![bf16::ZERO; values.len()];
-    rounded.par_chunks_mut(ROUND_CHUNK).zip(values.par_chunks(ROUND_CHUNK)).for_each(|(to, from)| {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = bf16::from_f32(*from);
-        }
-    });
-    rounded
-}
-
-/// A master seen as bytes, for as long as a tensor needs it.
-struct Shared(Arc<Vec<f32>>);
-
-impl AsRef<[u8]> for Shared {
-    fn as_ref(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.0)
-    }
 }

@@ -1,19 +1,17 @@
 //! A run from wherever it stands to its end, or until it is asked to stop; saving and resuming.
 
-use crate::checkpoint::{
-    self, ADAPTER_FILE, Checkpoint, Companion, MODEL_FILE, OPTIMIZER_FILE, Shard, Snapshot,
-};
+use crate::checkpoint::{self, Checkpoint, Companion};
 use crate::config::TrainConfig;
-use crate::lora::PEFT_PREFIX;
 use crate::metrics::peak_rss_bytes;
 use crate::observer::Observer;
 use crate::trainer::{Setup, Trainer};
 use crate::{Error, Files};
 use hearth_data::Sequence;
-use hearth_weights::{ModelFiles, TensorSource};
+use hearth_weights::ModelFiles;
 use serde_json::Value;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// How a run ended.
@@ -45,66 +43,20 @@ impl Trainer {
         let Some(dir) = config.checkpoint.as_ref().map(|c| c.dir.clone()) else {
             return Err(Error::Config("resuming needs checkpoint.dir, the directory to resume from".into()));
         };
-        let found = checkpoint::search(&dir)?;
-        for skipped in &found.skipped {
-            observer.notice(&format!("skipped checkpoint {}: {}", skipped.path.display(), skipped.why));
-        }
-        let Some(newest) = found.newest else {
-            let skipped =
-                found.skipped.iter().map(|s| format!("; {}: {}", s.path.display(), s.why)).collect();
-            return Err(Error::NothingToResume { dir, skipped });
+        let found = match setup.comm.rank() {
+            0 => find(&dir, &config, observer).map(Some),
+            _ => Ok(None),
         };
-        if newest.manifest.config_sha256 != config.hash() {
-            let changed = changes(&newest.manifest.config, &config).join(", ");
-            observer.notice(&format!("resuming {} with other settings: {changed}", newest.path.display()));
-        }
+        let path = crate::saving::agreed_path(&setup.comm, found)?;
         let mut trainer = Self::build(setup, config)?;
-        trainer.restore(&newest)?;
+        trainer.restore(&Checkpoint::open_verified(&path)?)?;
         trainer.open_run_dir()?;
         Ok(trainer)
     }
 
-    /// Takes over a checkpoint's state.
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        let (theirs, ours) = (&checkpoint.manifest.model, self.identity());
-        if *theirs != ours {
-            let why = match () {
-                () if theirs.model_type != ours.model_type => {
-                    format!("it is of model type {}, this is {}", theirs.model_type, ours.model_type)
-                }
-                () if theirs.parameters_sha256 != ours.parameters_sha256 => {
-                    "its trained parameters have other names or shapes (another model, or other adapter settings)".into()
-                }
-                () => "its adapter was trained on other base weights".into(),
-            };
-            return Err(Error::Foreign { path: checkpoint.path.clone(), why });
-        }
-        let weights = checkpoint.tensors(self.weights_file())?;
-        let optimizer = checkpoint.tensors(OPTIMIZER_FILE)?;
-        let names: Vec<String> = self.store.trained().iter().map(|p| p.name.clone()).collect();
-        for (i, name) in names.iter().enumerate() {
-            let len = self.store.trained()[i].values().len();
-            let read = |source: &dyn TensorSource, name: &str| match source.read_f32(name)? {
-                values if values.len() == len => Ok(values),
-                values => {
-                    let why = format!("{name} has {} values, the model needs {len}", values.len());
-                    Err(Error::damaged(&checkpoint.path, why))
-                }
-            };
-            *self.store.trained_mut()[i].values_mut() = read(&weights, &self.file_name(name))?;
-            self.moments[i].m = read(&optimizer, &format!("m.{name}"))?;
-            self.moments[i].v = read(&optimizer, &format!("v.{name}"))?;
-        }
-        self.progress = checkpoint.manifest.progress;
-        self.loader.seek(self.progress.cursor)?;
-        Ok(())
-    }
-
     /// Writes checkpoints through `files` instead of straight to the disk: how tests let a disk fill up or die.
-    pub fn set_files(&mut self, files: Box<dyn Files>) {
-        if let Some(dir) = &mut self.run_dir {
-            dir.set_files(files);
-        }
+    pub fn set_files(&mut self, files: Arc<dyn Files>) {
+        self.files = files;
     }
 
     /// Trains to the last step. Evaluates on `validation` (if it is not empty) and saves as configured and at the
@@ -120,14 +72,24 @@ impl Trainer {
     ) -> Result<Summary, Error> {
         let (start, tokens_before) = (Instant::now(), self.progress.tokens);
         let (mut checkpoint, mut eval_loss, mut stopped, mut aside) = (self.newest_path(), None, false, 0.0);
+        let every = self.config.checkpoint.as_ref().map_or(0, |c| c.every as u64);
         while self.progress.step < self.config.steps as u64 && !stopped {
-            let mut report = self.step()?;
+            let sequences = self.loader.next_step();
+            let (mut report, asked) = match self.step_unless(sequences, stop) {
+                Ok(done) => done,
+                Err(error) => {
+                    // What was saved before the step that failed is worth keeping.
+                    self.finish_save()?;
+                    return Err(error);
+                }
+            };
+            self.tell_saved(observer, &mut checkpoint);
             let pause = Instant::now();
             let last = report.step >= self.config.steps as u64;
-            stopped = stop.load(Ordering::Relaxed) && !last;
-            let every = self.config.eval_every as u64;
-            if !validation.is_empty() && !stopped && (last || every > 0 && report.step.is_multiple_of(every))
-            {
+            stopped = asked && !last;
+            let eval_every = self.config.eval_every as u64;
+            let due = eval_every > 0 && report.step.is_multiple_of(eval_every);
+            if !validation.is_empty() && !stopped && (last || due) {
                 report.eval_loss = Some(self.evaluate(validation)?);
                 eval_loss = report.eval_loss;
             }
@@ -135,13 +97,14 @@ impl Trainer {
                 dir.log(&report)?;
             }
             observer.step(&report);
-            if last || stopped || self.run_dir.as_ref().is_some_and(|dir| dir.is_due(report.step)) {
-                checkpoint = self.save()?.or(checkpoint);
-                checkpoint.iter().for_each(|path| observer.saved(path));
-            }
             aside += pause.elapsed().as_secs_f64();
+            if last || stopped || every > 0 && report.step.is_multiple_of(every) {
+                self.begin_save()?;
+            }
         }
         let train_s = start.elapsed().as_secs_f64() - aside;
+        self.finish_save()?;
+        self.tell_saved(observer, &mut checkpoint);
         let tokens = (self.progress.tokens - tokens_before) as f64;
         Ok(Summary {
             steps: self.progress.step,
@@ -154,52 +117,35 @@ impl Trainer {
         })
     }
 
+    fn tell_saved(&mut self, observer: &mut dyn Observer, newest: &mut Option<PathBuf>) {
+        if let Some(path) = self.just_saved.take() {
+            observer.saved(&path);
+            *newest = Some(path);
+        }
+    }
+
     /// Where the checkpoint of the present step is, if it was resumed from.
     fn newest_path(&self) -> Option<PathBuf> {
         let dir = &self.config.checkpoint.as_ref()?.dir;
         (self.progress.step > 0).then(|| checkpoint::step_path(dir, self.progress.step))
     }
+}
 
-    /// Saves the present state as `step-N`; `None` when the run keeps no checkpoints.
-    ///
-    /// # Errors
-    /// [`Error::NotSaved`]; earlier checkpoints are untouched.
-    pub fn save(&mut self) -> Result<Option<PathBuf>, Error> {
-        let Some(mut dir) = self.run_dir.take() else { return Ok(None) };
-        let saved = dir.save(&self.snapshot());
-        self.run_dir = Some(dir);
-        saved.map(Some)
+/// The newest complete checkpoint in `dir`, verified, with notices of what was skipped and what has changed since.
+fn find(dir: &Path, config: &TrainConfig, observer: &mut dyn Observer) -> Result<PathBuf, Error> {
+    let found = checkpoint::search(dir)?;
+    for skipped in &found.skipped {
+        observer.notice(&format!("skipped checkpoint {}: {}", skipped.path.display(), skipped.why));
     }
-
-    fn snapshot(&self) -> Snapshot<'_> {
-        let trained = self.store.trained();
-        let weights =
-            trained.iter().map(|p| (self.file_name(&p.name), p.shape.as_slice(), p.values())).collect();
-        let mut moments = Vec::with_capacity(2 * trained.len());
-        for (param, state) in trained.iter().zip(&self.moments) {
-            moments.push((format!("m.{}", param.name), param.shape.as_slice(), state.m.as_slice()));
-            moments.push((format!("v.{}", param.name), param.shape.as_slice(), state.v.as_slice()));
-        }
-        Snapshot {
-            progress: self.progress,
-            config: &self.config,
-            model: self.identity(),
-            shards: vec![
-                Shard { file: self.weights_file(), tensors: weights },
-                Shard { file: OPTIMIZER_FILE, tensors: moments },
-            ],
-            companions: &self.companions,
-        }
+    let Some(newest) = found.newest else {
+        let skipped = found.skipped.iter().map(|s| format!("; {}: {}", s.path.display(), s.why)).collect();
+        return Err(Error::NothingToResume { dir: dir.to_owned(), skipped });
+    };
+    if newest.manifest.config_sha256 != config.hash() {
+        let changed = changes(&newest.manifest.config, config).join(", ");
+        observer.notice(&format!("resuming {} with other settings: {changed}", newest.path.display()));
     }
-
-    fn weights_file(&self) -> &'static str {
-        if self.config.adapter.is_some() { ADAPTER_FILE } else { MODEL_FILE }
-    }
-
-    /// A trained parameter's name in its file.
-    fn file_name(&self, name: &str) -> String {
-        if self.config.adapter.is_some() { format!("{PEFT_PREFIX}{name}") } else { name.into() }
-    }
+    Ok(newest.path)
 }
 
 /// The small files that make a directory of weights a Hugging Face model: `config.json`, tokenizer, chat template.

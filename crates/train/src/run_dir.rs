@@ -1,16 +1,14 @@
 //! The directory a run leaves: checkpoints, `metrics.jsonl`, TensorBoard events.
 
 use crate::Error;
-use crate::checkpoint::{self, Disk, Files, Snapshot};
+use crate::checkpoint::{self, Disk};
 use crate::config::{CheckpointConfig, LogConfig};
 use crate::metrics::{MetricsFile, StepReport};
 use crate::tensorboard::EventFile;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A run's directory, open for writing.
 pub(crate) struct RunDir {
-    config: CheckpointConfig,
-    files: Box<dyn Files>,
     metrics: Option<MetricsFile>,
     events: Option<EventFile>,
 }
@@ -36,12 +34,7 @@ impl RunDir {
             true => Some(EventFile::create(&config.dir.join("tensorboard"), step + 1)?),
             false => None,
         };
-        Ok(Self { config, files: Box::new(Disk), metrics, events })
-    }
-
-    /// Writes checkpoints through `files` from now on.
-    pub(crate) fn set_files(&mut self, files: Box<dyn Files>) {
-        self.files = files;
+        Ok(Self { metrics, events })
     }
 
     pub(crate) fn log(&mut self, report: &StepReport) -> Result<(), Error> {
@@ -63,18 +56,11 @@ impl RunDir {
         Ok(())
     }
 
-    /// Whether a checkpoint is due after `step`.
-    pub(crate) fn is_due(&self, step: u64) -> bool {
-        self.config.every > 0 && step.is_multiple_of(self.config.every as u64)
-    }
-
-    /// Saves a checkpoint and removes those beyond `keep`.
-    pub(crate) fn save(&mut self, snapshot: &Snapshot<'_>) -> Result<PathBuf, Error> {
-        if let Some(metrics) = &self.metrics {
-            metrics.sync()?;
+    /// Makes the metrics so far survive a power cut.
+    pub(crate) fn sync_metrics(&self) -> Result<(), Error> {
+        match &self.metrics {
+            Some(metrics) => metrics.sync(),
+            None => Ok(()),
         }
-        let path = checkpoint::save(&*self.files, &self.config.dir, snapshot)?;
-        checkpoint::prune(&*self.files, &self.config.dir, self.config.keep)?;
-        Ok(path)
     }
 }

@@ -1,5 +1,8 @@
 //! The trainer's [`WeightSource`]: tracked tensors for trained parameters, frozen ones as they are held.
 
+use crate::Error as TrainError;
+use crate::activations::Working;
+use crate::copies::View;
 use crate::params::ParamStore;
 use crate::random::{key, word};
 use burn::tensor::{Gradients, Tensor};
@@ -9,6 +12,8 @@ use hearth_model::{Error, Linear, Lora, Matrix, WeightSource};
 /// Hands out weights for one forward pass of one part of the model and remembers the tracked ones.
 pub(crate) struct TrainSource<'a> {
     store: &'a ParamStore,
+    /// The units that were brought for it.
+    views: &'a [View],
     /// Whether trained parameters are tracked.
     tape: bool,
     /// Key of this micro-batch's dropout masks; `None` outside training.
@@ -26,8 +31,8 @@ enum Leaf {
 pub(crate) struct Leaves(Vec<Leaf>);
 
 impl<'a> TrainSource<'a> {
-    pub(crate) fn new(store: &'a ParamStore, tape: bool, dropout: Option<u64>) -> Self {
-        Self { store, tape, dropout, leaves: Vec::new() }
+    pub(crate) fn new(store: &'a ParamStore, views: &'a [View], tape: bool, dropout: Option<u64>) -> Self {
+        Self { store, views, tape, dropout, leaves: Vec::new() }
     }
 
     pub(crate) fn into_leaves(self) -> Leaves {
@@ -37,14 +42,14 @@ impl<'a> TrainSource<'a> {
     fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix, Error> {
         match self.trained_matrix(name, shape)? {
             Some(tensor) => Ok(Matrix::Dense(tensor)),
-            None => self.store.frozen_matrix_named(name).ok_or_else(|| unknown(name)),
+            None => self.store.frozen_matrix(name).ok_or_else(|| unknown(name)),
         }
     }
 
     fn trained_matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Option<Tensor<2>>, Error> {
         let Some(index) = self.store.position(name) else { return Ok(None) };
         expect(name, &self.store.trained()[index].shape, &shape)?;
-        let tensor = self.store.trained_tensor(index, shape);
+        let tensor = self.store.tensor(index, self.views, shape);
         if !self.tape {
             return Ok(Some(tensor));
         }
@@ -58,7 +63,7 @@ impl<'a> TrainSource<'a> {
             return self.store.frozen_vector(name).ok_or_else(|| unknown(name));
         };
         expect(name, &self.store.trained()[index].shape, &[len])?;
-        let tensor = self.store.trained_tensor(index, [len]);
+        let tensor = self.store.tensor(index, self.views, [len]);
         if !self.tape {
             return Ok(tensor);
         }
@@ -99,19 +104,27 @@ impl WeightSource for TrainSource<'_> {
 }
 
 impl Leaves {
-    /// Whether nothing in this part of the model is trained.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Takes each trained parameter's gradient as f32, in the order the parameters were asked for.
-    pub(crate) fn take(self, gradients: &mut Gradients, sink: &mut dyn FnMut(usize, Vec<f32>)) {
+    pub(crate) fn take(
+        self,
+        gradients: &mut Gradients,
+        working: &mut Working,
+        sink: &mut dyn FnMut(usize, Vec<f32>) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
         for leaf in self.0 {
-            match leaf {
-                Leaf::Vector(index, tensor) => sink(index, values(tensor.grad_remove(gradients), tensor)),
-                Leaf::Matrix(index, tensor) => sink(index, values(tensor.grad_remove(gradients), tensor)),
-            }
+            let (index, width, gradient) = match leaf {
+                Leaf::Vector(index, tensor) => {
+                    (index, tensor.dtype().size(), values(tensor.grad_remove(gradients), tensor))
+                }
+                Leaf::Matrix(index, tensor) => {
+                    (index, tensor.dtype().size(), values(tensor.grad_remove(gradients), tensor))
+                }
+            };
+            // From here on it is the sink's.
+            working.give(width * gradient.len());
+            sink(index, gradient)?;
         }
+        Ok(())
     }
 }
 

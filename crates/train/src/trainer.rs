@@ -1,23 +1,33 @@
-//! The step, and the run around it.
+//! The step, on one rank or many.
 
+use crate::activations::{Activations, Meter};
 use crate::block_loop::BlockLoop;
 use crate::checkpoint::{ModelIdentity, Progress};
-use crate::config::TrainConfig;
+use crate::config::{Place, TrainConfig};
 use crate::flops::ModelFlops;
-use crate::gradients::{TreeSum, clip_coefficient, sum_of_squares};
+use crate::gradients::clip_coefficient;
 use crate::metrics::{MemoryReport, StepReport, peak_rss_bytes};
 use crate::micro_batch::MicroBatch;
-use crate::optim::Moments;
-use crate::params::ParamStore;
+use crate::params::{ParamStore, layout};
 use crate::random::key;
+use crate::reduce::{Assignment, Reduced, Reducer, Spill};
 use crate::run_dir::RunDir;
+use crate::saving::Saving;
+use crate::sizes::{RING, Sizes};
+use crate::state::{OptimizerState, Which};
+use crate::update::Updater;
 use crate::{Companion, Error};
 use burn::tensor::Device;
+use hearth_collective::Ordered;
 use hearth_data::loader::micro_batches;
 use hearth_data::{Loader, Sequence};
+use hearth_memory::buffer::AlignedBuffer;
+use hearth_memory::{Kind, Ledger, Tier};
 use hearth_model::Architecture;
 use hearth_model::rope::Rope;
 use hearth_weights::TensorSource;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// What a trainer is made of, beside its configuration.
@@ -26,50 +36,68 @@ pub struct Setup<'a> {
     pub arch: Box<dyn Architecture>,
     /// Its weights.
     pub weights: &'a dyn TensorSource,
-    /// Training data; its `global_batch` is the configuration's.
+    /// Training data; its `global_batch` is the configuration's. The same on every rank.
     pub loader: Loader,
     /// Where tensors live.
     pub device: Device,
     /// Put beside the weights in every checkpoint of a full fine-tune (`config.json`, tokenizer), so that it is a
     /// model others can open: see [`crate::companions`].
     pub companions: Vec<Companion>,
+    /// The ranks that train together; [`hearth_collective::single`] for one alone.
+    pub comm: Ordered,
+    /// This rank's budget.
+    pub ledger: Ledger,
+    /// What the forward and backward pass hold; all zero when nobody measured.
+    pub activations: Activations,
 }
 
-/// A model being trained.
+/// One rank of a model being trained. Every rank makes the same calls in the same order.
 pub struct Trainer {
     pub(crate) config: TrainConfig,
     pub(crate) store: ParamStore,
-    pub(crate) moments: Vec<Moments>,
+    pub(crate) state: OptimizerState,
     pub(crate) loader: Loader,
     pub(crate) progress: Progress,
     pub(crate) companions: Vec<Companion>,
+    pub(crate) comm: Ordered,
+    pub(crate) ledger: Ledger,
+    /// Rank 0's.
     pub(crate) run_dir: Option<RunDir>,
-    pub(crate) last: Option<StepReport>,
+    pub(crate) saving: Option<Saving>,
+    /// A checkpoint that was completed and that nobody was told of.
+    pub(crate) just_saved: Option<std::path::PathBuf>,
+    pub(crate) files: Arc<dyn crate::Files>,
+    assignment: Assignment,
+    spill: Option<Spill>,
+    ring: Vec<AlignedBuffer>,
+    meter: Meter,
     arch: Box<dyn Architecture>,
     rope: Rope,
     flops: ModelFlops,
 }
 
-/// Summed gradients of one step.
-struct StepGradients {
-    /// One per trained parameter; sums over tokens, not means.
-    sums: Vec<Vec<f32>>,
+/// What a step's micro-batches came to.
+struct Accumulated {
+    reduced: Reduced,
     /// Sum of losses over trained tokens.
     loss_sum: f64,
-    peak_bytes: usize,
+    /// Whether some rank was asked to stop.
+    stop: bool,
 }
 
 impl Trainer {
     /// A trainer at step 0.
     ///
     /// # Errors
-    /// Contradictory settings, weights that do not fit, or [`Error::Occupied`] when the checkpoint directory holds
-    /// another run.
+    /// Contradictory settings, weights that do not fit, a budget that does not hold the run, or [`Error::Occupied`] when
+    /// the checkpoint directory holds another run.
     pub fn new(setup: Setup<'_>, config: TrainConfig) -> Result<Self, Error> {
         config.validate()?;
-        if let Some(checkpoint) = &config.checkpoint {
-            RunDir::refuse_occupied(&checkpoint.dir)?;
-        }
+        let occupied = match &config.checkpoint {
+            Some(checkpoint) if setup.comm.rank() == 0 => RunDir::refuse_occupied(&checkpoint.dir),
+            _ => Ok(()),
+        };
+        crate::saving::agree(&setup.comm, occupied)?;
         let mut trainer = Self::build(setup, config)?;
         trainer.open_run_dir()?;
         Ok(trainer)
@@ -77,29 +105,51 @@ impl Trainer {
 
     pub(crate) fn build(setup: Setup<'_>, config: TrainConfig) -> Result<Self, Error> {
         config.validate()?;
-        let store = ParamStore::load(&*setup.arch, setup.weights, &config, setup.device)?;
-        let moments = store.trained().iter().map(|p| Moments::new(p.values().len())).collect();
+        let Setup { arch, weights, loader, device, companions, comm, ledger, activations } = setup;
+        let assignment = Assignment::new(&config, comm.world_size())?;
+        let layout = layout(&*arch, &config, comm.world_size(), comm.rank())?;
+        let sizes = Sizes { layout: &layout, config: &config };
+        let mut state = OptimizerState::new(&sizes, &ledger)?;
+        let spill = match config.offload.grads {
+            Place::Nvme => Some(Spill::new(&sizes, assignment, &ledger)?),
+            _ => None,
+        };
+        let tile = sizes.tile_bytes(sizes.largest_tile()) as usize;
+        let slots = if state.on_disk().is_some() { RING } else { 0 };
+        let buffer = |_| AlignedBuffer::charged(&ledger, Tier::Host, Kind::Staging, tile);
+        let ring = (0..slots).map(buffer).collect::<Result<_, _>>()?;
+        let mut masters = |unit, values: &[f32]| state.set(Which::Master, unit, 0, values);
+        let store =
+            ParamStore::load(&*arch, weights, &config, layout.clone(), device, &ledger, &mut masters)?;
         let companions = match &config.adapter {
             Some(adapter) => vec![crate::lora::adapter_config(adapter)],
-            None => setup.companions,
+            None => companions,
         };
         Ok(Self {
-            rope: Rope::new(setup.arch.config()),
-            flops: ModelFlops::new(&*setup.arch, &store),
-            progress: Progress { cursor: setup.loader.cursor(), ..Progress::default() },
-            loader: setup.loader,
-            arch: setup.arch,
+            rope: Rope::new(arch.config()),
+            flops: ModelFlops::new(&*arch, &store),
+            progress: Progress { cursor: loader.cursor(), ..Progress::default() },
+            meter: Meter::new(ledger.clone(), activations),
+            files: Arc::new(crate::Disk),
             run_dir: None,
-            last: None,
+            saving: None,
+            just_saved: None,
+            loader,
+            arch,
             companions,
-            moments,
+            state,
             store,
             config,
+            comm,
+            ledger,
+            assignment,
+            spill,
+            ring,
         })
     }
 
     pub(crate) fn open_run_dir(&mut self) -> Result<(), Error> {
-        if let Some(checkpoint) = &self.config.checkpoint {
+        if let Some(checkpoint) = self.config.checkpoint.as_ref().filter(|_| self.comm.rank() == 0) {
             self.run_dir = Some(RunDir::open(checkpoint.clone(), self.config.log, self.progress.step)?);
         }
         Ok(())
@@ -120,21 +170,31 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::step`].
     pub fn step_on(&mut self, sequences: Vec<Sequence>) -> Result<StepReport, Error> {
+        Ok(self.step_unless(sequences, &AtomicBool::new(false))?.0)
+    }
+
+    /// A step, and whether any rank saw `stop` before its end: all ranks agree on that.
+    pub(crate) fn step_unless(
+        &mut self,
+        sequences: Vec<Sequence>,
+        stop: &AtomicBool,
+    ) -> Result<(StepReport, bool), Error> {
         let start = Instant::now();
         let step = self.progress.step + 1;
         let batches = self.batches(step, sequences)?;
         let trained_tokens: u64 = batches.iter().map(MicroBatch::trained).sum();
-        let gradients = self.accumulate(step, &batches)?;
-        let squares: f64 = gradients.sums.iter().map(|g| sum_of_squares(g)).sum();
-        let (loss, grad_norm) =
-            (gradients.loss_sum / trained_tokens as f64, squares.sqrt() / trained_tokens as f64);
+        let Accumulated { reduced, loss_sum, stop } = self.accumulate(step, &batches, stop)?;
+        let squares = self.sum_squares(&reduced)?;
+        let (loss, grad_norm) = (loss_sum / trained_tokens as f64, squares.sqrt() / trained_tokens as f64);
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(Error::NotFinite { step, loss, grad_norm });
         }
         let lr =
-            self.config.sched.rate(self.progress.updates as usize, self.config.steps, self.config.optim.lr);
+            self.config.sched.rate(self.progress.updates as usize, self.config.steps, self.config.optim.lr());
         let clip = clip_coefficient(grad_norm, self.config.clip_norm);
-        self.update(lr, (clip as f64 / trained_tokens as f64) as f32, &gradients.sums);
+        // A save under way reads the state: it ends before anything changes.
+        self.finish_save()?;
+        self.update(lr, (clip as f64 / trained_tokens as f64) as f32, reduced)?;
         let tokens = batches.iter().map(|b| b.ids.len() as u64).sum();
         self.progress.step = step;
         self.progress.tokens += tokens;
@@ -153,11 +213,10 @@ impl Trainer {
             step_s,
             mfu: self.mfu(&batches, step_s),
             peak_rss_bytes: peak_rss_bytes(),
-            memory: self.memory(gradients.peak_bytes),
+            memory: self.memory(),
             eval_loss: None,
         };
-        self.last = Some(report.clone());
-        Ok(report)
+        Ok((report, stop))
     }
 
     fn batches(&self, step: u64, sequences: Vec<Sequence>) -> Result<Vec<MicroBatch>, Error> {
@@ -194,29 +253,62 @@ impl Trainer {
         }
     }
 
-    /// Gradients of all micro-batches, summed in the tree of [`crate::gradients`].
-    fn accumulate(&self, step: u64, batches: &[MicroBatch]) -> Result<StepGradients, Error> {
-        let mut trees: Vec<TreeSum> = self.store.trained().iter().map(|_| TreeSum::default()).collect();
-        let (mut loss_sum, mut peak_bytes) = (0.0, 0);
-        for (i, batch) in batches.iter().enumerate() {
-            let dropout = Some(key(&[self.config.seed, step, i as u64]));
-            loss_sum += self.block_loop(dropout).gradients(batch, &mut |index, gradient| {
-                trees[index].push(gradient);
-            })?;
-            peak_bytes = peak_bytes.max(trees.iter().map(TreeSum::bytes).sum());
+    /// Gradients of this rank's micro-batches, reduced over all ranks.
+    fn accumulate(&self, step: u64, batches: &[MicroBatch], stop: &AtomicBool) -> Result<Accumulated, Error> {
+        let sizes = Sizes { layout: self.store.layout(), config: &self.config };
+        let spill = self.spill.as_ref();
+        let mut reducer = Reducer::new(sizes, self.assignment, &self.comm, &self.ledger, spill);
+        let mut losses = Vec::new();
+        for turn in 0..self.assignment.each() {
+            let index = self.assignment.index(self.comm.rank(), turn);
+            let dropout = Some(key(&[self.config.seed, step, index as u64]));
+            let mut sink = |param, gradient| reducer.put(turn, param, gradient);
+            losses.push(self.block_loop(dropout).gradients(&batches[index], &mut sink)?);
+            reducer.settle()?;
         }
-        let sums = trees.into_iter().map(|tree| tree.finish().expect("a gradient per micro-batch")).collect();
-        Ok(StepGradients { sums, loss_sum, peak_bytes })
+        let reduced = reducer.finish()?;
+        losses.push(if stop.load(Ordering::Relaxed) { 1.0 } else { 0.0 });
+        let each = losses.len();
+        let all = self.comm.all_gather(losses).wait()?;
+        // One order whoever computed them.
+        let mut by_index = vec![0.0; batches.len()];
+        for (rank, losses) in all.chunks(each).enumerate() {
+            for (turn, loss) in losses[..each - 1].iter().enumerate() {
+                by_index[self.assignment.index(rank, turn)] = *loss;
+            }
+        }
+        let stop = all.chunks(each).any(|losses| losses[each - 1] > 0.0);
+        Ok(Accumulated { reduced, loss_sum: by_index.iter().sum(), stop })
     }
 
-    fn update(&mut self, lr: f64, gradient_scale: f32, gradients: &[Vec<f32>]) {
-        self.progress.updates += 1;
-        let update = self.config.optim.update(self.progress.updates, lr, gradient_scale);
-        for ((param, moments), gradient) in
-            self.store.trained_mut().iter_mut().zip(&mut self.moments).zip(gradients)
-        {
-            update.apply(param.values_mut(), moments, gradient);
+    /// Sum of squares of the whole gradient: chunk after chunk in execution order, whoever holds it.
+    fn sum_squares(&self, reduced: &Reduced) -> Result<f64, Error> {
+        let own: Vec<f64> = reduced.squares.iter().flatten().copied().collect();
+        let each = own.len();
+        let all = self.comm.all_gather(own).wait()?;
+        let (mut sum, mut before) = (0.0, 0);
+        for unit in &reduced.squares {
+            for rank in all.chunks(each) {
+                rank[before..before + unit.len()].iter().for_each(|square| sum += square);
+            }
+            before += unit.len();
         }
+        Ok(sum)
+    }
+
+    fn update(&mut self, lr: f64, gradient_scale: f32, reduced: Reduced) -> Result<(), Error> {
+        self.progress.updates += 1;
+        let step = self.config.optim.step(self.progress.updates, lr, gradient_scale);
+        let layout = self.store.layout().clone();
+        let updater = Updater {
+            layout: &layout,
+            config: &self.config,
+            comm: &self.comm,
+            ledger: &self.ledger,
+            spill: self.spill.as_ref(),
+        };
+        updater.run(&mut self.state, self.store.copies_mut(), reduced, &step, &mut self.ring)?;
+        Ok(())
     }
 
     /// Mean loss per trained token over `sequences`, without dropout.
@@ -224,24 +316,37 @@ impl Trainer {
     /// # Errors
     /// Those of the weight source; [`Error::Config`] when nothing in them is trained.
     pub fn evaluate(&self, sequences: &[Sequence]) -> Result<f64, Error> {
-        let (mut sum, mut count) = (0.0, 0);
-        for chunk in sequences.chunks(self.config.micro_batch) {
-            let batch = MicroBatch::new(chunk);
-            self.check_ids(std::slice::from_ref(&batch))?;
-            count += batch.trained();
-            sum += self.block_loop(None).loss(&batch)?;
-        }
+        let batches: Vec<MicroBatch> =
+            sequences.chunks(self.config.micro_batch).map(MicroBatch::new).collect();
+        self.check_ids(&batches)?;
+        let count: u64 = batches.iter().map(MicroBatch::trained).sum();
         if count == 0 {
             return Err(Error::Config(
                 "the validation data has no trained token; give it more examples".into(),
             ));
+        }
+        // The ranks take turns; a rank without a turn of its own goes along, for weights may have to be gathered.
+        let mut sum = 0.0;
+        for round in batches.chunks(self.comm.world_size()) {
+            let batch = &round[self.comm.rank().min(round.len() - 1)];
+            let losses = self.comm.all_gather(vec![self.block_loop(None).loss(batch)?]).wait()?;
+            losses[..round.len()].iter().for_each(|loss| sum += loss);
         }
         Ok(sum / count as f64)
     }
 
     fn block_loop(&self, dropout: Option<u64>) -> BlockLoop<'_> {
         let recompute = self.config.recompute;
-        BlockLoop { arch: &*self.arch, store: &self.store, rope: &self.rope, recompute, dropout }
+        BlockLoop {
+            arch: &*self.arch,
+            store: &self.store,
+            comm: &self.comm,
+            rope: &self.rope,
+            recompute,
+            dropout,
+            loss_scale: 1.0,
+            meter: &self.meter,
+        }
     }
 
     fn mfu(&self, batches: &[MicroBatch], step_s: f64) -> Option<f64> {
@@ -249,24 +354,34 @@ impl Trainer {
         Some(self.flops.of(documents) / step_s / self.config.peak_flops?)
     }
 
-    fn memory(&self, grads_bytes: usize) -> MemoryReport {
-        let bytes = |moments: &Moments| size_of_val(moments.m.as_slice()) + size_of_val(moments.v.as_slice());
+    fn memory(&self) -> MemoryReport {
+        let sizes = Sizes { layout: self.store.layout(), config: &self.config };
+        let units = || 0..self.store.layout().units().len();
+        let optimizer = |unit| {
+            let parts = sizes.segments(unit).into_iter();
+            parts.map(|(range, place)| sizes.optimizer_bytes(unit, &range, place)).sum::<u64>()
+        };
         MemoryReport {
-            params_bytes: self.store.trained_bytes() as u64,
-            frozen_bytes: self.store.frozen_bytes() as u64,
-            grads_bytes: grads_bytes as u64,
-            optimizer_bytes: self.moments.iter().map(|m| bytes(m) as u64).sum(),
+            params_bytes: units().map(|unit| sizes.copy_bytes(unit)).sum(),
+            frozen_bytes: self.store.frozen_bytes(),
+            grads_bytes: units().map(|unit| sizes.partition_bytes(unit)).sum(),
+            optimizer_bytes: units().map(optimizer).sum(),
         }
     }
 
-    /// What is trained.
+    /// The parameters as this rank holds them.
     pub fn store(&self) -> &ParamStore {
         &self.store
     }
 
-    /// AdamW's moments, in the order of [`ParamStore::trained`].
-    pub fn moments(&self) -> &[Moments] {
-        &self.moments
+    /// The ranks.
+    pub fn comm(&self) -> &Ordered {
+        &self.comm
+    }
+
+    /// This rank's budget and what it holds.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// Where the run stands.

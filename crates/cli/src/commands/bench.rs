@@ -172,6 +172,9 @@ fn train(args: &TrainBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<BenchReport
         weights: &*model.files.tensors,
         loader: Loader::new(sequences, 0, args.batch)?,
         device: hearth_model::device::open("cpu")?,
+        comm: hearth_collective::single(),
+        ledger: hearth_memory::Ledger::default(),
+        activations: hearth_train::Activations::default(),
         companions: Vec::new(),
     };
     let mut trainer = Trainer::new(setup, config)?;

@@ -121,6 +121,9 @@ impl Prepared {
             loader,
             device: hearth_model::device::open(&recipe.model.device)
                 .map_err(|e| crate::exit::usage(e.to_string()))?,
+            comm: hearth_collective::single(),
+            ledger: hearth_memory::Ledger::default(),
+            activations: hearth_train::Activations::default(),
             companions: hearth_train::companions(&model.files)?,
         };
         let steps = config.steps;

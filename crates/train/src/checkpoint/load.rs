@@ -1,21 +1,25 @@
 //! Finding, verifying and reading checkpoints.
 
-use super::manifest::{FileEntry, Manifest};
-use super::{MANIFEST_FILE, step_of};
+use super::manifest::{FileEntry, Manifest, PieceEntry};
+use super::{MANIFEST_FILE, StateFile, StateReader, pieces, step_of};
 use crate::Error;
 use crate::config::hex;
 use hearth_weights::TensorSource;
 use hearth_weights::safetensors::SafetensorsSource;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// Largest manifest read.
 const MANIFEST_LIMIT: u64 = 64 << 20;
 
-/// A checkpoint whose every file matched its hash when it was opened.
+/// Bytes hashed at a time.
+const BUFFER_BYTES: u64 = 1 << 20;
+
+/// A checkpoint on disk.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// Its directory.
@@ -58,7 +62,8 @@ pub fn search(dir: &Path) -> Result<Search, Error> {
     Ok(Search { newest: None, skipped })
 }
 
-/// Directories named `step-N`, newest first. A directory that does not exist holds none.
+/// Directories named `step-N`, newest first, and those that were to be replaced by one that never got its name. A
+/// directory that does not exist holds none.
 pub(super) fn steps(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -68,7 +73,9 @@ pub(super) fn steps(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.map_err(Error::io(dir))?.path();
-        if let Some(step) = step_of(&path).filter(|_| path.is_dir()) {
+        let Some(step) = step_of(&path).filter(|_| path.is_dir()) else { continue };
+        let named = super::step_path(dir, step);
+        if path == named || !named.exists() {
             found.push((step, path));
         }
     }
@@ -77,11 +84,27 @@ pub(super) fn steps(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint and checks every file in it.
+    /// Opens a checkpoint and checks every file in it, on all cores.
     ///
     /// # Errors
     /// [`Error::Damaged`] naming the file and what does not fit.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        let checkpoint = Self::open_verified(path)?;
+        let files = &checkpoint.manifest.files;
+        let pieces: Vec<_> =
+            files.iter().flat_map(|file| file.pieces.iter().map(move |p| (file, p))).collect();
+        match pieces.par_iter().find_map_first(|(file, piece)| verify(path, file, piece).err()) {
+            Some(error) => Err(error),
+            None => Ok(checkpoint),
+        }
+    }
+
+    /// Opens a checkpoint that another rank has just verified: only its manifest and the lengths of its files are
+    /// checked here.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_verified(path: &Path) -> Result<Self, Error> {
         let manifest = read_manifest(path)?;
         if step_of(path) != Some(manifest.progress.step) {
             let why = format!("its checkpoint.json says step {}", manifest.progress.step);
@@ -96,9 +119,23 @@ impl Checkpoint {
                     format!("its checkpoint.json lists a file {:?}", entry.name),
                 ));
             }
-            verify(path, entry)?;
+            pieces::check_tiling(entry).map_err(|why| Error::damaged(path, why))?;
+            check_length(path, entry)?;
         }
         Ok(Self { path: path.to_owned(), manifest })
+    }
+
+    /// Reads ranges of one file's data as if it were laid out like `wanted`, whatever layout or dtype it was written
+    /// in.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when the checkpoint has no such file or its header is wrong, [`Error::Foreign`] when its
+    /// tensors have other names or shapes.
+    pub fn reader(&self, wanted: &StateFile) -> Result<StateReader, Error> {
+        if !self.manifest.files.iter().any(|entry| entry.name == wanted.name) {
+            return Err(Error::damaged(&self.path, format!("it has no {}", wanted.name)));
+        }
+        StateReader::open(&self.path, wanted)
     }
 
     /// The tensors of one file.
@@ -125,23 +162,39 @@ fn read_manifest(path: &Path) -> Result<Manifest, Error> {
     Manifest::decode(&bytes).map_err(|why| Error::damaged(path, why))
 }
 
-fn verify(path: &Path, entry: &FileEntry) -> Result<(), Error> {
-    let damaged = |why: String| Error::damaged(path, format!("{} {why}", entry.name));
-    let mut file = File::open(path.join(&entry.name)).map_err(|_| damaged("is missing".into()))?;
-    let bytes = file.metadata().map_err(Error::io(path))?.len();
-    if bytes != entry.bytes {
-        return Err(damaged(format!("has {bytes} bytes, checkpoint.json says {}", entry.bytes)));
-    }
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).map_err(Error::io(path))? {
-            0 => break,
-            n => hash.update(&buffer[..n]),
-        }
-    }
-    if hex(&hash.finalize()) != entry.sha256 {
-        return Err(damaged("does not match its sha256".into()));
+fn damaged(path: &Path, entry: &FileEntry, why: impl std::fmt::Display) -> Error {
+    Error::damaged(path, format!("{} {why}", entry.name))
+}
+
+fn check_length(path: &Path, entry: &FileEntry) -> Result<(), Error> {
+    let meta = fs::metadata(path.join(&entry.name)).map_err(|_| damaged(path, entry, "is missing"))?;
+    if meta.len() != entry.bytes {
+        let why = format!("has {} bytes, checkpoint.json says {}", meta.len(), entry.bytes);
+        return Err(damaged(path, entry, why));
     }
     Ok(())
+}
+
+fn verify(path: &Path, entry: &FileEntry, piece: &PieceEntry) -> Result<(), Error> {
+    let hash = hash(&path.join(&entry.name), piece).map_err(|e| damaged(path, entry, e))?;
+    if hash == piece.sha256 {
+        return Ok(());
+    }
+    let (start, end) = (piece.offset, piece.offset + piece.bytes);
+    Err(damaged(path, entry, format!("does not match its sha256 in bytes {start}..{end}")))
+}
+
+fn hash(path: &Path, piece: &PieceEntry) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(piece.offset))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; piece.bytes.min(BUFFER_BYTES) as usize];
+    let mut left = piece.bytes;
+    while left > 0 {
+        let chunk = &mut buffer[..left.min(BUFFER_BYTES) as usize];
+        file.read_exact(chunk)?;
+        hash.update(&*chunk);
+        left -= chunk.len() as u64;
+    }
+    Ok(hex(&hash.finalize()))
 }

@@ -1,7 +1,8 @@
-//! Writing checkpoints and removing old ones.
+//! Writing a checkpoint of one rank at once.
 
-use super::manifest::{FileEntry, Manifest, ModelIdentity, Progress};
-use super::{Checkpoint, Files, MANIFEST_FILE, load, step_path};
+use super::manifest::{Facts, FileEntry, Manifest, ModelIdentity, Progress};
+use super::reveal::reveal;
+use super::{Companion, Files, MANIFEST_FILE, partial_path, step_path};
 use crate::Error;
 use crate::config::{TrainConfig, hex};
 use serde_json::{Map, Value, json};
@@ -31,15 +32,6 @@ pub struct Shard<'a> {
     pub tensors: Vec<(String, &'a [usize], &'a [f32])>,
 }
 
-/// A small file copied into every checkpoint: `config.json`, `tokenizer.json`, a chat template.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Companion {
-    /// Plain file name.
-    pub name: String,
-    /// Content.
-    pub bytes: Vec<u8>,
-}
-
 /// Writes `dir/step-N`. When it returns an error, nothing under a checkpoint's name has changed.
 ///
 /// # Errors
@@ -47,9 +39,9 @@ pub struct Companion {
 pub fn save(files: &dyn Files, dir: &Path, snapshot: &Snapshot<'_>) -> Result<PathBuf, Error> {
     let step = snapshot.progress.step;
     let path = step_path(dir, step);
-    let partial = dir.join(format!(".step-{step}.partial"));
+    let partial = partial_path(dir, step);
     write_all(files, dir, &partial, snapshot)
-        .and_then(|manifest| reveal(files, dir, &partial, &path, &manifest))
+        .and_then(|manifest| reveal(files, dir, &partial, &manifest))
         .map_err(|source| {
             // Best effort: the partial directory is never read, and the next save of this step replaces it.
             let _ = files.remove_dir(&partial);
@@ -71,32 +63,11 @@ fn write_all(files: &dyn Files, dir: &Path, partial: &Path, snapshot: &Snapshot<
     for companion in snapshot.companions {
         entries.push(write_file(files, partial, &companion.name, |out| out.write_all(&companion.bytes))?);
     }
-    let manifest = Manifest::new(snapshot.progress, snapshot.config, snapshot.model.clone(), entries);
+    let (progress, config, model) = (snapshot.progress, snapshot.config, snapshot.model.clone());
+    let manifest = Manifest::new(Facts { progress, config, model, world: 1, stage: 0 }, entries);
     write_file(files, partial, MANIFEST_FILE, |out| out.write_all(&manifest.encode()))?;
     files.sync(partial)?;
     Ok(manifest)
-}
-
-/// Gives a complete directory its name.
-fn reveal(files: &dyn Files, dir: &Path, partial: &Path, path: &Path, manifest: &Manifest) -> io::Result<()> {
-    if Checkpoint::open(path).is_ok_and(|there| there.manifest == *manifest) {
-        // Saved before; replacing it would be the only moment at which it could be lost.
-        return files.remove_dir(partial);
-    }
-    // Only a damaged checkpoint can be in the way: a run goes on from the newest complete one.
-    let replaced = path.exists().then(|| partial.with_extension("replaced"));
-    if let Some(replaced) = &replaced {
-        if replaced.exists() {
-            files.remove_dir(replaced)?;
-        }
-        files.rename(path, replaced)?;
-    }
-    files.rename(partial, path)?;
-    files.sync(dir)?;
-    if let Some(replaced) = &replaced {
-        files.remove_dir(replaced)?;
-    }
-    Ok(())
 }
 
 fn write_file(
@@ -110,7 +81,7 @@ fn write_file(
     write(&mut out)?;
     out.flush()?;
     files.sync(&path)?;
-    Ok(FileEntry { name: name.into(), bytes: out.bytes, sha256: hex(&out.hash.finalize()) })
+    Ok(FileEntry::whole(name, out.bytes, hex(&out.hash.finalize())))
 }
 
 /// Hashes and counts what passes through.
@@ -162,40 +133,6 @@ fn write_values(out: &mut dyn Write, values: &[f32]) -> io::Result<()> {
     for chunk in values.chunks(1 << 14) {
         let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
         out.write_all(&bytes)?;
-    }
-    Ok(())
-}
-
-/// Removes what saves that were killed left behind in `dir`.
-///
-/// # Errors
-/// [`Error::Io`].
-pub fn sweep(files: &dyn Files, dir: &Path) -> Result<(), Error> {
-    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
-        let path = entry.map_err(Error::io(dir))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(".step-") && (name.ends_with(".partial") || name.ends_with(".replaced")) {
-            files.remove_dir(&path).map_err(Error::io(&path))?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes old checkpoints so that the newest `keep` (0 = all) remain, and in any case the newest that verifies: when
-/// newer ones are damaged it stays too, and when none verifies nothing is removed.
-///
-/// # Errors
-/// [`Error::Io`].
-pub fn prune(files: &dyn Files, dir: &Path, keep: usize) -> Result<(), Error> {
-    let paths = load::steps(dir)?;
-    if keep == 0 || paths.len() <= keep {
-        return Ok(());
-    }
-    let Some(verified) = paths.iter().position(|(_, path)| Checkpoint::open(path).is_ok()) else {
-        return Ok(());
-    };
-    for (_, path) in paths.into_iter().skip(keep.max(verified + 1)) {
-        files.remove_dir(&path).map_err(Error::io(&path))?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Stopping, saving, crashing and going on.
 
-use crate::support::{config, lora, model, sequences, setup, state, trainer};
-use hearth_train::checkpoint::{Checkpoint, prune, search};
+use crate::support::{config, lora, masters, model, sequences, setup, state, trainer};
+use hearth_train::checkpoint::{Checkpoint, WriteAt, prune, search};
 use hearth_train::{
     CheckpointConfig, Disk, Error, Files, LogConfig, Observer, StepReport, TrainConfig, Trainer,
 };
@@ -82,8 +82,8 @@ fn a_checkpoint_of_a_full_fine_tune_is_a_hugging_face_model() {
     let summary = trainer.run(&[], &mut (), &GO).expect("runs");
     let saved = hearth_weights::open(&summary.checkpoint.unwrap()).expect("opens as a model");
     assert_eq!(saved.config, files.config);
-    for param in trainer.store().trained() {
-        assert_eq!(saved.tensors.read_f32(&param.name).expect("is there"), param.values());
+    for (name, values) in masters(&trainer) {
+        assert_eq!(saved.tensors.read_f32(&name).expect("is there"), values);
     }
 }
 
@@ -96,9 +96,9 @@ fn a_checkpoint_of_an_adapter_is_a_peft_adapter_and_the_base_is_untouched() {
     let summary = trainer.run(&[], &mut (), &GO).expect("runs");
     let adapter = hearth_weights::open_adapter(&summary.checkpoint.unwrap()).expect("opens as an adapter");
     assert_eq!((adapter.rank, adapter.alpha), (4, 8.0));
-    for param in trainer.store().trained() {
-        assert!(param.name.contains(".lora_"), "{} is trained", param.name);
-        assert_eq!(adapter.tensors.read_f32(&param.name).expect("is there"), param.values());
+    for (name, values) in masters(&trainer) {
+        assert!(name.contains(".lora_"), "{name} is trained");
+        assert_eq!(adapter.tensors.read_f32(&name).expect("is there"), values);
     }
     let after: Vec<_> =
         files.tensors.tensors().iter().map(|t| files.tensors.bytes(&t.name).unwrap().to_vec()).collect();
@@ -202,6 +202,19 @@ impl Write for DyingFile {
     }
 }
 
+struct DyingFileAt(Box<dyn WriteAt>, Dying);
+
+impl WriteAt for DyingFileAt {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        let Self(file, disk) = self;
+        disk.operation(|whole| file.write_at(offset, if whole { bytes } else { &bytes[..bytes.len() / 2] }))
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        let Self(file, disk) = self;
+        disk.operation(|_| file.sync())
+    }
+}
+
 impl Files for Dying {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.operation(|whole| if whole { Disk.create_dir(path) } else { Ok(()) })
@@ -209,6 +222,13 @@ impl Files for Dying {
     fn create(&self, path: &Path) -> io::Result<Box<dyn Write>> {
         let disk = Dying { operations: self.operations.clone(), dies_at: self.dies_at };
         self.operation(|_| Ok(Box::new(DyingFile(Disk.create(path)?, disk)) as Box<dyn Write>))
+    }
+    fn allocate(&self, path: &Path, bytes: u64) -> io::Result<()> {
+        self.operation(|whole| Disk.allocate(path, if whole { bytes } else { bytes / 2 }))
+    }
+    fn open(&self, path: &Path) -> io::Result<Box<dyn WriteAt>> {
+        let disk = Dying { operations: self.operations.clone(), dies_at: self.dies_at };
+        self.operation(|_| Ok(Box::new(DyingFileAt(Disk.open(path)?, disk)) as Box<dyn WriteAt>))
     }
     fn sync(&self, path: &Path) -> io::Result<()> {
         self.operation(|_| Disk.sync(path))
@@ -234,7 +254,7 @@ fn a_disk_that_fills_or_dies_at_any_operation_of_a_save_costs_no_earlier_checkpo
         first.step().expect("a step");
         first.save().expect("saves");
         let operations = Arc::new(AtomicUsize::new(0));
-        first.set_files(Box::new(Dying { operations: operations.clone(), dies_at }));
+        first.set_files(Arc::new(Dying { operations: operations.clone(), dies_at }));
         match first.run(&[], &mut (), &GO) {
             Ok(_) => break,
             Err(error) => {

@@ -1,9 +1,11 @@
 //! Tiny models and data for the tests of this crate.
 
 use hearth_data::{Loader, Sequence};
-use hearth_train::{LoraConfig, Schedule, ScheduleKind, Setup, TrainConfig, Trainer};
+use hearth_memory::Ledger;
+use hearth_train::{AdamW, LoraConfig, OptimConfig, Schedule, ScheduleKind, Setup, TrainConfig, Trainer};
 use hearth_weights::ModelFiles;
 use safetensors::{Dtype, SafeTensors};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub fn fixtures() -> PathBuf {
@@ -37,7 +39,7 @@ pub fn config(steps: usize) -> TrainConfig {
         micro_batch: 1,
         seed: 7,
         sched: Schedule { kind: ScheduleKind::Cosine, warmup: 1, ..Schedule::default() },
-        optim: hearth_train::AdamW { lr: 5e-3, weight_decay: 0.05, ..Default::default() },
+        optim: OptimConfig::AdamW(AdamW { lr: 5e-3, weight_decay: 0.05, ..Default::default() }),
         ..TrainConfig::default()
     }
 }
@@ -59,6 +61,9 @@ pub fn setup<'a>(model: &'a ModelFiles, config: &TrainConfig) -> Setup<'a> {
         weights: &*model.tensors,
         loader: Loader::new(data, config.seed, config.global_batch).expect("a loader"),
         device: hearth_model::device::open("cpu").expect("the CPU"),
+        comm: hearth_collective::single(),
+        ledger: Ledger::default(),
+        activations: Default::default(),
         companions: hearth_train::companions(model).expect("companions"),
     }
 }
@@ -67,14 +72,24 @@ pub fn trainer(model: &ModelFiles, config: &TrainConfig) -> Trainer {
     Trainer::new(setup(model, config), config.clone()).expect("a trainer")
 }
 
-/// A parameter's name and the bits of master, first and second moment.
-type State = (String, [Vec<u32>; 3]);
+/// Every bit of a trainer's state, as hashes by name.
+pub fn state(trainer: &Trainer) -> Vec<(String, String)> {
+    trainer.fingerprint().expect("readable state")
+}
 
-/// Every bit of a trainer's state.
-pub fn state(trainer: &Trainer) -> Vec<State> {
-    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-    let params = trainer.store().trained().iter().zip(trainer.moments());
-    params.map(|(p, s)| (p.name.clone(), [bits(p.values()), bits(&s.m), bits(&s.v)])).collect()
+/// The masters by parameter name.
+pub fn masters(trainer: &Trainer) -> BTreeMap<String, Vec<f32>> {
+    let mut found = BTreeMap::new();
+    let mut take = |name: String, bytes: &[u8]| {
+        if let Some(name) = name.strip_prefix("weight.") {
+            found.insert(
+                name.into(),
+                bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            );
+        }
+    };
+    trainer.each_tensor(&mut take).expect("readable state");
+    found
 }
 
 /// A tensor of a reference file, as f64.

@@ -1,0 +1,169 @@
+//! What every part of the training state takes, in bytes. The trainer charges these numbers before it allocates, and
+//! the planner adds up the same numbers: that is why a plan can be a contract.
+
+use crate::config::{Place, TrainConfig};
+use crate::flat::Flat;
+use crate::gradients::NORM_CHUNK;
+use crate::layout::Layout;
+use hearth_collective::Operation;
+use hearth_memory::Tier;
+use std::ops::Range;
+
+/// Elements of a tile: what the optimizer reads, updates and writes at a time when its state lies on a disk.
+pub const TILE: usize = 1 << 19;
+/// Tiles' parts start at multiples of this, as direct I/O wants.
+pub const ALIGN: u64 = 4096;
+/// Buffers of the optimizer's ring: one read ahead, one computed, one written back, one spare.
+pub const RING: usize = 4;
+
+impl Place {
+    /// The tier it is charged to.
+    pub fn tier(self) -> Tier {
+        match self {
+            Place::Device => Tier::Device,
+            Place::Cpu => Tier::Host,
+            Place::Nvme => Tier::Nvme,
+        }
+    }
+}
+
+/// A run's sizes: one rank's layout and what the configuration makes of it.
+#[derive(Clone, Copy)]
+pub struct Sizes<'a> {
+    /// Who owns what.
+    pub layout: &'a Layout,
+    /// Where it lies.
+    pub config: &'a TrainConfig,
+}
+
+impl Sizes<'_> {
+    /// What of a unit this rank's optimizer updates.
+    pub fn owned(&self, unit: usize) -> Range<usize> {
+        match self.config.zero {
+            0 => 0..self.layout.units()[unit].len,
+            _ => self.layout.partition(unit),
+        }
+    }
+
+    /// The parts of [`Sizes::owned`] by where their optimizer state lies.
+    pub fn segments(&self, unit: usize) -> Vec<(Range<usize>, Place)> {
+        let owned = self.owned(unit);
+        let away = self.config.offload.optim;
+        let stays = if away == Place::Device { 1.0 } else { 1.0 - self.config.offload.ratio };
+        let chunks = owned.len().div_ceil(NORM_CHUNK);
+        let cut = (owned.start + (stays * chunks as f64).round() as usize * NORM_CHUNK).min(owned.end);
+        let parts = [(owned.start..cut, Place::Device), (cut..owned.end, away)];
+        parts.into_iter().filter(|(range, _)| !range.is_empty()).collect()
+    }
+
+    /// Whether the copy the model is computed with is at the same time the optimizer's master.
+    pub fn master_is_copy(&self) -> bool {
+        let (o, f32) = (&self.config.offload, self.config.compute.bytes() == 4);
+        let together = o.params == o.optim && (o.optim == Place::Device || o.ratio == 1.0);
+        f32 && together && o.params != Place::Nvme
+    }
+
+    /// Elements of a unit's copy as it is kept.
+    pub fn copy_len(&self, unit: usize) -> usize {
+        if self.partitioned() { self.layout.partition_len(unit) } else { self.layout.units()[unit].len }
+    }
+
+    /// Bytes of a unit's copy as it is kept.
+    pub fn copy_bytes(&self, unit: usize) -> u64 {
+        let bytes = (self.copy_len(unit) * self.config.compute.bytes()) as u64;
+        if self.config.offload.params == Place::Nvme { bytes.next_multiple_of(ALIGN) } else { bytes }
+    }
+
+    /// What is kept of a unit's copy, out of its (padded) values.
+    pub(crate) fn copy_of(&self, unit: usize, values: &[f32]) -> Flat {
+        let start = self.copy_start(unit);
+        let mut copy = Flat::zeros(self.config.compute, self.copy_len(unit));
+        copy.write(0, &values[start..start + self.copy_len(unit)]);
+        copy
+    }
+
+    /// The unit's element with which its copy begins.
+    pub(crate) fn copy_start(&self, unit: usize) -> usize {
+        if self.partitioned() { self.layout.rank() * self.layout.partition_len(unit) } else { 0 }
+    }
+
+    /// Whether each rank keeps only its partition of the parameters.
+    pub fn partitioned(&self) -> bool {
+        self.config.zero == 3 && self.layout.world() > 1
+    }
+
+    /// Whether a copy must be brought before it is used.
+    pub fn fetched(&self) -> bool {
+        self.partitioned() || self.config.offload.params != Place::Device
+    }
+
+    /// Bytes of a unit as the model is computed with, when it was fetched; 0 when it is used where it lies.
+    pub fn view_bytes(&self, unit: usize) -> u64 {
+        let len = match (self.fetched(), self.partitioned()) {
+            (false, _) => 0,
+            (true, false) => self.layout.units()[unit].len,
+            (true, true) => self.layout.padded_len(unit),
+        };
+        (len * self.config.compute.bytes()) as u64
+    }
+
+    /// Bytes of optimizer state for `range` of a unit, at `place`.
+    pub fn optimizer_bytes(&self, unit: usize, range: &Range<usize>, place: Place) -> u64 {
+        match place {
+            Place::Nvme => tiles(range).map(|tile| self.tile_bytes(tile.len())).sum(),
+            _ => {
+                let master = if self.master_is_copy() { 0 } else { 4 * range.len() };
+                let states = self.config.optim.states().len() * self.config.state_dtype.bytes();
+                (master + states * self.state_len(unit, range)) as u64
+            }
+        }
+    }
+
+    /// Elements of each of the optimizer's states for `range` of a unit.
+    pub fn state_len(&self, unit: usize, range: &Range<usize>) -> usize {
+        if self.config.optim.elementwise() {
+            return range.len();
+        }
+        let params = &self.layout.params()[self.layout.units()[unit].params.clone()];
+        params.iter().map(|param| self.config.optim.state_len(&param.shape)).sum()
+    }
+
+    /// Bytes of a tile of `len` elements: master and states one after another, each aligned.
+    pub fn tile_bytes(&self, len: usize) -> u64 {
+        let state = self.config.state_dtype.bytes();
+        let states = self.config.optim.states().len() as u64;
+        ((4 * len) as u64).next_multiple_of(ALIGN) + states * ((state * len) as u64).next_multiple_of(ALIGN)
+    }
+
+    /// Bytes of a unit's whole gradient while it is put together.
+    pub fn gradient_bytes(&self, unit: usize) -> u64 {
+        4 * self.layout.padded_len(unit) as u64
+    }
+
+    /// Bytes of this rank's partition of a unit's gradient.
+    pub fn partition_bytes(&self, unit: usize) -> u64 {
+        4 * self.layout.partition_len(unit) as u64
+    }
+
+    /// Bytes an operation holds beside its input of `input` bytes, from its call until its result is taken.
+    pub fn exchange_bytes(&self, operation: Operation, input: u64) -> u64 {
+        (operation.held_bytes(self.layout.world(), input as usize)) as u64 - input
+    }
+
+    /// Elements of the largest tile.
+    pub fn largest_tile(&self) -> usize {
+        let units = 0..self.layout.units().len();
+        let parts = units.flat_map(|unit| self.segments(unit));
+        parts
+            .filter(|(_, place)| *place == Place::Nvme)
+            .map(|(range, _)| range.len().min(TILE))
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// A segment cut into tiles.
+pub fn tiles(range: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let (start, end) = (range.start, range.end);
+    (start..end).step_by(TILE).map(move |at| at..(at + TILE).min(end))
+}
