@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::{Error, Operation, Ordered};
+use crate::{Error, Operation, Ordered, Pending};
 
 /// Times each operation is run after a first one that is not counted.
 const RUNS: usize = 5;
@@ -28,29 +28,33 @@ pub fn measure(group: &Ordered, bytes: usize) -> Result<Vec<Rate>, Error> {
     let n = group.world_size();
     let part = bytes / 4 / n;
     let whole = part * n;
-    let rate = |operation, run: &dyn Fn() -> Result<(), Error>| rate(group, operation, 4 * whole, run);
+    let whole_bytes = 4 * whole;
     Ok(vec![
-        rate(Operation::AllReduce, &|| group.all_reduce(vec![1.0; whole]).wait().map(drop))?,
-        rate(Operation::ReduceScatter, &|| group.reduce_scatter(vec![1.0; whole]).wait().map(drop))?,
-        rate(Operation::AllGather, &|| group.all_gather(vec![1f32; part]).wait().map(drop))?,
-        rate(Operation::AllToAll, &|| group.all_to_all(vec![1f32; whole]).wait().map(drop))?,
-        rate(Operation::Broadcast, &|| group.broadcast(0, vec![1f32; whole]).wait().map(drop))?,
+        rate(group, Operation::AllReduce, whole_bytes, whole, |input| group.all_reduce(input))?,
+        rate(group, Operation::ReduceScatter, whole_bytes, whole, |input| group.reduce_scatter(input))?,
+        rate(group, Operation::AllGather, whole_bytes, part, |input| group.all_gather(input))?,
+        rate(group, Operation::AllToAll, whole_bytes, whole, |input| group.all_to_all(input))?,
+        rate(group, Operation::Broadcast, whole_bytes, whole, |input| group.broadcast(0, input))?,
     ])
 }
 
+/// Measures `run` on an input of `length` elements.
 fn rate(
     group: &Ordered,
     operation: Operation,
     bytes: usize,
-    run: &dyn Fn() -> Result<(), Error>,
+    length: usize,
+    run: impl Fn(Vec<f32>) -> Pending<Vec<f32>>,
 ) -> Result<Rate, Error> {
-    run()?;
+    run(vec![1.0; length]).wait()?;
     let mut times = Vec::new();
     for _ in 0..RUNS {
+        let input = vec![1.0; length];
         group.barrier().wait()?;
         let started = Instant::now();
-        run()?;
+        let result = run(input).wait()?;
         times.push(started.elapsed().as_secs_f64());
+        drop(result);
     }
     times.sort_by(f64::total_cmp);
     let seconds = times[RUNS / 2];

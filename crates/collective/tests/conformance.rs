@@ -6,7 +6,7 @@ mod suite;
 use std::thread;
 use std::time::Duration;
 
-use hearth_collective::{BACKENDS, Diagnosis, Error, Operation, single};
+use hearth_collective::{BACKENDS, Diagnosis, Error, Operation, Ordered, Watchdog, measure, single};
 
 #[test]
 fn every_backend_keeps_every_promise() {
@@ -33,6 +33,24 @@ fn a_world_of_one_gives_the_same_buffer_back() {
     let buffer = group.all_to_all(buffer).wait().expect("alone");
     let buffer = group.broadcast(0, buffer).wait().expect("alone");
     assert_eq!((buffer.as_ptr(), buffer), (address, vec![1.5; 100]));
+}
+
+#[test]
+fn every_operation_that_moves_data_is_measured() {
+    let groups = (BACKENDS.last().expect("threads").open)(2).expect("opens");
+    let ranks = groups.into_iter().map(|group| {
+        thread::spawn(move || {
+            measure(&Ordered::start(group, Watchdog::default()), 1 << 20).expect("measures")
+        })
+    });
+    for rank in ranks.collect::<Vec<_>>() {
+        let rates = rank.join().expect("no rank fails");
+        assert_eq!(rates.len(), 5);
+        for rate in rates {
+            println!("{rate:?}");
+            assert!(rate.bytes == 1 << 20 && rate.gb_s > 0.0, "{rate:?}");
+        }
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@ use std::ffi::{c_char, c_int, c_void};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libloading::os::unix::{Library as Dl, RTLD_GLOBAL, RTLD_NOW};
 
@@ -16,6 +18,9 @@ use crate::{Buffer, Error};
 
 /// The longest message. MPI counts are 32-bit; shorter ones keep several on their way.
 const MESSAGE_BYTES: usize = 16 << 20;
+
+/// How long an abandoned transfer may take to come to rest.
+const GIVE_UP: Duration = Duration::from_millis(100);
 
 /// The longest text an MPI library may write: MPICH's version string.
 const TEXT_BYTES: usize = 8192;
@@ -380,12 +385,6 @@ impl Transfer {
         self.requests.len()
     }
 
-    /// Stops waiting for messages that have not come.
-    pub fn cancel(&mut self) -> Result<(), Error> {
-        let receives = self.requests.iter().filter(|request| !request.is_send);
-        receives.map(|request| self.library.calls().cancel(request.bits)).collect()
-    }
-
     /// The target, once all messages are complete.
     ///
     /// # Panics
@@ -396,11 +395,27 @@ impl Transfer {
     }
 }
 
+impl Transfer {
+    /// Calls messages back that nobody has begun to send, and waits a moment for the others.
+    fn give_up(&mut self) -> Result<bool, Error> {
+        let receives = self.requests.iter().filter(|request| !request.is_send);
+        receives.map(|request| self.library.calls().cancel(request.bits)).collect::<Result<(), _>>()?;
+        let deadline = Instant::now() + GIVE_UP;
+        while !self.is_complete()? {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            thread::yield_now();
+        }
+        Ok(true)
+    }
+}
+
 impl Drop for Transfer {
-    /// The library cannot be told to forget a message at once: what it may still touch stays for ever.
+    /// What the library may still touch stays for ever.
     fn drop(&mut self) {
-        if !self.requests.is_empty() {
-            self.library.abandoned.store(true, SeqCst);
+        if !self.requests.is_empty() && !matches!(self.give_up(), Ok(true)) {
+            self.library.abandon();
             std::mem::forget((std::mem::take(&mut self.sources), self.target.take()));
         }
     }

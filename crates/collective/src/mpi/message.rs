@@ -138,19 +138,6 @@ impl Inbox {
     }
 }
 
-impl Drop for Inbox {
-    /// What cannot be cancelled stays open until the process ends.
-    fn drop(&mut self) {
-        let Some(mut transfer) = self.transfer.take() else { return };
-        if transfer.cancel().is_ok() {
-            // A cancelled receive completes by itself.
-            while let Ok(false) = transfer.is_complete() {
-                std::thread::yield_now();
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

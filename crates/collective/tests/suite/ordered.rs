@@ -38,9 +38,11 @@ fn typed(world: World) {
     let exchanged = group.all_to_all((0..n).map(|to| rank << 32 | to).collect());
     let received = group.broadcast(group.world_size() - 1, vec![rank as f64; 5]);
     let partition = group.reduce_scatter(elements(4, rank as usize, 9 * n as usize));
+    let into = group.all_gather_into(vec![[rank as u16, 7]; 3], vec![[9, 9]; 3 * n as usize]);
     group.barrier().wait().expect("barrier");
     let expected: Vec<_> = (0..n).flat_map(|rank| [[rank as u16, 7]; 3]).collect();
     assert_eq!(gathered.wait().expect("all_gather"), expected);
+    assert_eq!(into.wait().expect("all_gather_into"), expected);
     let expected: Vec<_> = (0..n).map(|from| from << 32 | rank).collect();
     assert_eq!(exchanged.wait().expect("all_to_all"), expected);
     assert_eq!(received.wait().expect("broadcast"), [n as f64 - 1.0; 5]);
