@@ -2,14 +2,17 @@
 
 use crate::{Error, ProcessGroup, mpi, threads};
 
+/// The ranks of a group that live in this process, in order.
+pub type Ranks = Vec<Box<dyn ProcessGroup>>;
+
 /// A way to connect ranks.
 pub struct Backend {
     /// As the user names it.
     pub name: &'static str,
     /// Whether it connects the ranks of this process: its launcher started it, or it needs none.
     pub is_here: fn() -> bool,
-    /// Opens a group of that world size and gives the ranks that live in this process, in order.
-    pub open: fn(world_size: usize) -> Result<Vec<Box<dyn ProcessGroup>>, Error>,
+    /// Opens a group of that world size and gives the ranks that live in this process.
+    pub open: fn(world_size: usize) -> Result<Ranks, Error>,
 }
 
 /// Every backend. The first that [is here](Backend::is_here) connects the ranks.
@@ -23,16 +26,16 @@ pub static BACKENDS: &[Backend] = &[
 ///
 /// # Errors
 /// [`Error::WorldSize`] if a launcher started another number of ranks; what the backend's `open` says.
-pub fn open(world_size: usize) -> Result<Vec<Box<dyn ProcessGroup>>, Error> {
+pub fn open(world_size: usize) -> Result<Ranks, Error> {
     let backend = BACKENDS.iter().find(|backend| (backend.is_here)()).expect("threads always are");
     (backend.open)(world_size)
 }
 
-fn open_threads(world_size: usize) -> Result<Vec<Box<dyn ProcessGroup>>, Error> {
+fn open_threads(world_size: usize) -> Result<Ranks, Error> {
     Ok(threads::group(world_size).into_iter().map(|rank| Box::new(rank) as Box<dyn ProcessGroup>).collect())
 }
 
-fn open_mpi(wanted: usize) -> Result<Vec<Box<dyn ProcessGroup>>, Error> {
+fn open_mpi(wanted: usize) -> Result<Ranks, Error> {
     let groups: Vec<_> = mpi::connect()?.into_iter().collect();
     match groups.iter().map(|group| group.world_size()).find(|launched| *launched != wanted) {
         Some(launched) => Err(Error::WorldSize { launched, wanted }),

@@ -90,6 +90,6 @@ pub trait ProcessGroup: Send {
     fn set_timeout(&mut self, timeout: Duration);
 
     /// What ends the group at once, from any thread: this rank's call under way and all later calls of every rank fail
-    /// with [`Error::Aborted`].
+    /// with [`Error::Aborted`]. A backend may tell the other ranks only by what this rank does next.
     fn aborter(&self) -> Arc<dyn Fn() + Send + Sync>;
 }

@@ -156,6 +156,8 @@ impl Ordered {
     pub fn abort(&self) {
         if let Some(thread) = &self.thread {
             (thread.abort)();
+            // If nothing is under way: a call that fails, and tells the others.
+            drop(self.barrier());
         }
     }
 

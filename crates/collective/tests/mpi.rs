@@ -7,11 +7,13 @@
 
 mod suite;
 
+use std::path::Path;
 use std::process::{Command, ExitCode, Output};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
-use hearth_collective::{EXIT_CODE, Error, Ordered, Watchdog, measure, mpi};
+use hearth_collective::{Diagnosis, EXIT_CODE, Error, Ordered, Watchdog, measure, mpi};
 
 /// How long ranks wait in the programs that fail on purpose.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -41,7 +43,7 @@ fn run_rank(program: &str) -> ExitCode {
         "suite" => suite::run_all(&mut *world),
         "skip" => report(|| skip(Ordered::start(world, Watchdog::ending(TIMEOUT)))),
         "kill" => report(|| kill(Ordered::start(world, Watchdog::ending(END)))),
-        "steps" => report(|| steps(Ordered::start(world, Watchdog::ending(3 * TIMEOUT)))),
+        "steps" => report(|| steps(Ordered::start(world, recording(3 * TIMEOUT)))),
         "measure" => report(|| rates(Ordered::start(world, Watchdog::default()))),
         other => panic!("no program is called {other:?}"),
     }
@@ -54,6 +56,20 @@ fn report(program: impl FnOnce() -> Result<(), Error>) {
         eprintln!("{error}");
         process::exit(if matches!(error, Error::TimedOut(_)) { EXIT_CODE } else { 1 });
     }
+}
+
+/// Also writes the diagnosis to a file in the folder that the second argument names, if there is one: what a rank
+/// prints does not arrive over a link that is down.
+fn recording(timeout: Duration) -> Watchdog {
+    let ending = Watchdog::ending(timeout).on_timeout;
+    let on_timeout = move |diagnosis: &Diagnosis| {
+        if let Some(folder) = env::args().nth(2) {
+            let file = Path::new(&folder).join(format!("rank-{}", diagnosis.rank));
+            std::fs::write(file, format!("{diagnosis}\n")).expect("the folder is there");
+        }
+        ending(diagnosis);
+    };
+    Watchdog { timeout, on_timeout: Arc::new(on_timeout) }
 }
 
 /// The last rank does not come to the second operation.

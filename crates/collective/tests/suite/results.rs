@@ -13,6 +13,7 @@ pub const CASES: &[Case] = &[
     ("all_gather puts partitions in the order of ranks", all_gather),
     ("all_to_all transposes ranks and parts", all_to_all),
     ("broadcast from any root reaches every rank", broadcast),
+    ("a buffer longer than a message arrives whole", long),
     ("no rank passes a barrier before all have come", barrier),
     ("operations of a group used again do not mix", again),
     ("a thousand random operations are all right", random),
@@ -75,6 +76,12 @@ fn broadcast(world: World) {
             assert!(received == bytes(3, root, length), "root {root}, {length} bytes");
         }
     }
+}
+
+fn long(world: World) {
+    let pattern: Vec<u8> = (0..17_000_003u32).map(|i| (i ^ (i >> 13)) as u8).collect();
+    let mine = if world.rank() == 0 { pattern.clone() } else { vec![0; pattern.len()] };
+    assert!(spread(world, 0, &mine).expect("broadcast") == pattern);
 }
 
 fn barrier(world: World) {
