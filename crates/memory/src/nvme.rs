@@ -3,7 +3,7 @@
 //! - [`NvmeFile`]: a file of fixed length; positioned reads and writes from any thread.
 //! - [`BACKENDS`]: the ways to reach a disk: io_uring or positioned I/O, past or through the page cache.
 //!
-//! Overlapped transfers ([`crate::stream`]) are cut into requests of 2 MiB with up to 128 in flight.
+//! Overlapped transfers ([`crate::stream`]) are cut into requests of 1 MiB with up to 128 in flight.
 
 mod direct;
 mod plain;

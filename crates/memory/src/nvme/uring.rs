@@ -8,8 +8,10 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 
-/// Bytes per request: long enough that the cost of a call vanishes, short enough that reads and writes take turns.
-const REQUEST_BYTES: usize = 2 << 20;
+/// Bytes per request: the most that the kernel takes as one piece from memory of 4 KiB pages. It hands on a longer one
+/// while the submitting thread waits, which that thread should spend computing (measured: 2 MiB cost it up to 29% of a
+/// pass, 1 MiB 9 to 14%, and 3% from huge pages).
+const REQUEST_BYTES: usize = 1 << 20;
 
 /// Requests the kernel holds at once.
 const DEPTH: u32 = 128;

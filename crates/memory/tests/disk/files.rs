@@ -147,3 +147,67 @@ fn backend_names_are_unique() {
     names.dedup();
     assert_eq!(names.len(), BACKENDS.len());
 }
+
+/// Mounts a file system for one test and unmounts it whatever happens.
+#[cfg(target_os = "linux")]
+struct Mount(tempfile::TempDir);
+
+#[cfg(target_os = "linux")]
+impl Mount {
+    /// `None`, loudly, where the test may not mount.
+    fn new(kind: &str, options: &str) -> Option<Self> {
+        let directory = tempfile::tempdir().expect("a writable disk");
+        let mut mount = std::process::Command::new("mount");
+        let mounted = mount.args(["-t", kind, "-o", options, "none"]).arg(directory.path()).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Mount(directory));
+        }
+        eprintln!("SKIPPED: this test mounts a {kind}, which is not permitted here");
+        None
+    }
+
+    fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg("-l").arg(self.path()).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_refused_before_the_first_write_and_takes_what_fits() {
+    let Some(disk) = Mount::new("tmpfs", "size=1m") else { return };
+    let (half, _) =
+        (1 << 19, NvmeFile::create(&disk.path().join("first"), 1 << 19, None).expect("half fits"));
+    match NvmeFile::create(&disk.path().join("second"), half + 4096, None)
+        .expect_err("more than half is left")
+    {
+        Error::DiskFull { path, needed, free } => {
+            assert_eq!((path, needed), (disk.path().join("second"), half + 4096));
+            assert!(free <= half);
+        }
+        other => panic!("{other}"),
+    }
+    assert!(!disk.path().join("second").exists());
+    NvmeFile::create(&disk.path().join("second"), half / 2, None).expect("this fits");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_disk_without_direct_io_is_used_through_the_page_cache_and_says_why() {
+    let Some(disk) = Mount::new("ramfs", "mode=700") else { return };
+    let file = NvmeFile::create(&disk.path().join("state"), LEN, None).expect("memory is there");
+    assert!(!file.direct());
+    let why = file.fallback().expect("a notice");
+    assert!(why.starts_with("direct I/O: "), "{why}");
+    let (bytes, mut read) = (pattern(LEN as usize, 4), vec![0; LEN as usize]);
+    file.write_at(0, &bytes).expect("inside the file");
+    file.read_at(0, &mut read).expect("inside the file");
+    assert_eq!(read, bytes);
+}
