@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::Diagnosis;
+use crate::{Diagnosis, EXIT_CODE};
 
 /// What the ranks of a process group do together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,4 +201,16 @@ pub enum Error {
         /// Number of ranks.
         world_size: usize,
     },
+}
+
+impl Error {
+    /// What a process ends with that this error ends: 2 if its environment does not fit, 75
+    /// ([`EXIT_CODE`](crate::EXIT_CODE)) if it may be started again, else 1.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::NoLibrary { .. } | Self::NotConnected { .. } | Self::WorldSize { .. } => 2,
+            Self::TimedOut(_) | Self::Aborted { .. } | Self::PeerLeft { .. } => EXIT_CODE,
+            _ => 1,
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //! launcher a failure.
 #![forbid(unsafe_code)]
 
+mod held;
 mod suite;
 
 use std::path::Path;
@@ -36,11 +37,12 @@ fn run_rank(program: &str) -> ExitCode {
         Ok(world) => world.expect("a launcher started this process"),
         Err(error) => {
             eprintln!("{error}");
-            return ExitCode::from(2);
+            process::exit(error.exit_code());
         }
     };
     match program {
         "suite" => suite::run_all(&mut *world),
+        "held" => held::check(Ordered::start(world, Watchdog::new(END))),
         "skip" => report(|| skip(Ordered::start(world, Watchdog::ending(TIMEOUT)))),
         "kill" => report(|| kill(Ordered::start(world, Watchdog::ending(END)))),
         "steps" => report(|| steps(Ordered::start(world, recording(3 * TIMEOUT)))),
@@ -54,7 +56,7 @@ fn run_rank(program: &str) -> ExitCode {
 fn report(program: impl FnOnce() -> Result<(), Error>) {
     if let Err(error) = program() {
         eprintln!("{error}");
-        process::exit(if matches!(error, Error::TimedOut(_)) { EXIT_CODE } else { 1 });
+        process::exit(error.exit_code());
     }
 }
 
@@ -157,6 +159,7 @@ type Test = (&'static str, fn(&Launcher));
 
 const TESTS: &[Test] = &[
     ("worlds of one to four ranks keep every promise", promises),
+    ("a rank holds what the plan is told, and nothing afterwards", holds),
     ("a rank that skips an operation is named by every other rank, with exit code 75", skipped),
     ("a rank that is killed ends the job", killed),
     ("a launcher without its library is told so in one sentence, with exit code 2", no_library),
@@ -194,6 +197,13 @@ fn promises(launcher: &Launcher) {
         assert!(output.status.success(), "{ranks} ranks: {}", text(&output));
         let promise = format!("{ranks} ranks: a watchdog tells");
         assert!(text(&output).contains(&promise), "the suite ran to its end: {}", text(&output));
+    }
+}
+
+fn holds(launcher: &Launcher) {
+    for ranks in [2, 3] {
+        let output = launcher.run(ranks, "held", None);
+        assert!(output.status.success(), "{ranks} ranks: {}", text(&output));
     }
 }
 
