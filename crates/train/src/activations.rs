@@ -4,16 +4,27 @@
 //! run's own shapes and reads the heap. All blocks of a model have one shape, so a run's activations are sums of these.
 
 use crate::Error;
-use hearth_memory::{Charge, Kind, Ledger, Tier};
+use crate::config::TrainConfig;
+use crate::copies::{Conveyor, View};
+use crate::params::ParamStore;
+use crate::source::TrainSource;
+use burn::tensor::{Device, Tensor};
+use hearth_memory::{Charge, Kind, Ledger, Tier, heap};
+use hearth_model::rope::Rope;
+use hearth_model::{Architecture, DocumentContext, Group};
+use hearth_weights::TensorSource;
 use serde::Serialize;
+use std::sync::Arc;
 
 /// What the model is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Keeping a block's input until its backward pass.
     Input,
-    /// Keeping a block's tape until its backward pass; making it is the same size.
+    /// Keeping a block's tape until its backward pass.
     Tape,
+    /// Making it.
+    Taping,
     /// A block without a tape.
     BlockForward,
     /// A block's backward pass over the tape that was kept.
@@ -31,28 +42,32 @@ pub enum Phase {
 /// Bytes of each phase, for one micro-batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Activations {
-    /// A block's input.
+    /// A block's input, or the gradient of its output.
     pub input: u64,
-    /// A block's tape.
+    /// A block's tape, its output included.
     pub tape: u64,
-    /// Most that a block's forward pass holds beside its input.
+    /// Most that making a tape holds beside it.
+    pub taping: u64,
+    /// Most that a block's forward pass holds beside its input, its output included.
     pub block_forward: u64,
     /// Most that a block's backward pass holds beside its tape.
     pub block_backward: u64,
     /// Most that a block's forward pass with a tape and its backward pass hold.
     pub block_again: u64,
+    /// What is left of a block's backward pass when its gradients are handed out.
+    pub block_gradients: u64,
     /// Most that the head's loss holds.
     pub head_forward: u64,
     /// Most that the head's loss and gradients hold.
     pub head: u64,
+    /// What is left when the head's gradients are handed out.
+    pub head_gradients: u64,
     /// Most that the embedding's gradient holds.
     pub embedding: u64,
-    /// What is left of a block's backward pass when its gradients are handed out.
-    pub block_gradients: u64,
-    /// The same of the head.
-    pub head_gradients: u64,
-    /// The same of the embedding.
+    /// What is left when it is handed out.
     pub embedding_gradients: u64,
+    /// What the kernels keep for themselves once they have run.
+    pub scratch: u64,
 }
 
 impl Activations {
@@ -61,6 +76,7 @@ impl Activations {
         match phase {
             Phase::Input => (self.input, 0),
             Phase::Tape => (self.tape, 0),
+            Phase::Taping => (self.taping, 0),
             Phase::BlockForward => (self.block_forward, 0),
             Phase::BlockBackward => (self.block_backward, self.block_gradients),
             Phase::BlockAgain => (self.block_again, self.block_gradients),
@@ -68,6 +84,159 @@ impl Activations {
             Phase::Head => (self.head, self.head_gradients),
             Phase::Embedding => (self.embedding, self.embedding_gradients),
         }
+    }
+
+    /// Runs one transformer block, the head and the embedding on documents of these lengths and reads the heap. Every
+    /// number is zero when the process does not count its heap ([`heap::CountingAllocator`]).
+    ///
+    /// Only one of the three is in memory at a time: measuring takes no more than training will.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn measure(
+        arch: &dyn Architecture,
+        source: &dyn TensorSource,
+        config: &TrainConfig,
+        device: &Device,
+        documents: &[usize],
+    ) -> Result<Self, Error> {
+        if heap::current().is_none() {
+            return Ok(Self::default());
+        }
+        let probe = Probe { arch, source, config, device, documents, rope: Rope::new(arch.config()) };
+        let rows: usize = documents.iter().sum();
+        let input = (rows * arch.config().hidden_size * config.compute.bytes()) as u64;
+        let mut found = Self { input, ..Self::default() };
+        let before = level();
+        probe.block(&mut found)?;
+        found.scratch = (level() - before).max(0) as u64;
+        // A second time, now that the kernels have what they keep.
+        probe.block(&mut found)?;
+        probe.head(&mut found)?;
+        probe.embedding(&mut found)?;
+        Ok(found)
+    }
+}
+
+/// What is measured.
+struct Probe<'a> {
+    arch: &'a dyn Architecture,
+    source: &'a dyn TensorSource,
+    config: &'a TrainConfig,
+    device: &'a Device,
+    documents: &'a [usize],
+    rope: Rope,
+}
+
+/// Bytes on the heap.
+fn level() -> i64 {
+    heap::current().unwrap_or(0) as i64
+}
+
+/// The heap from some moment on.
+struct Since(i64);
+
+impl Since {
+    fn now() -> Self {
+        heap::reset_peak();
+        Since(level())
+    }
+
+    /// Bytes more than then, at most.
+    fn height(&self) -> u64 {
+        (heap::peak().unwrap_or(0) as i64 - self.0).max(0) as u64
+    }
+
+    /// Bytes more than then.
+    fn rise(&self) -> i64 {
+        level() - self.0
+    }
+}
+
+impl Probe<'_> {
+    fn rows(&self) -> usize {
+        self.documents.iter().sum()
+    }
+
+    /// Hidden states like any others.
+    fn hidden(&self) -> Tensor<2> {
+        let shape = [self.rows(), self.arch.config().hidden_size];
+        let dtype = self.config.compute.dtype();
+        Tensor::<2>::ones(shape, self.device).cast(dtype)
+    }
+
+    /// The weights of one step of the block loop, and the views of them.
+    fn load(&self, group: Group) -> Result<(ParamStore, Vec<View>), Error> {
+        let store = ParamStore::load_step(self.arch, group, self.source, self.config, self.device.clone())?;
+        let comm = hearth_collective::single();
+        let views = {
+            let units: Vec<usize> = (0..store.layout().units().len()).collect();
+            let mut conveyor = Conveyor::new(store.copies(), &comm, units.clone());
+            units.into_iter().map(|unit| conveyor.next(unit)).collect::<Result<_, _>>()?
+        };
+        Ok((store, views))
+    }
+
+    fn block(&self, found: &mut Activations) -> Result<(), Error> {
+        let (store, views) = self.load(Group::Block(0))?;
+        let input = found.input;
+        let (x, dy) = (self.hidden(), self.hidden());
+        let mut context = DocumentContext::new(&self.rope, self.documents);
+        let dropout = self.config.adapter.as_ref().map(|_| 1);
+        let since = Since::now();
+        let mut source = TrainSource::new(&store, &views, false, dropout);
+        drop(self.arch.block(0, &mut source)?.forward(x.clone(), &mut context));
+        found.block_forward = since.height();
+        let x = x.autodiff().require_grad();
+        let (all, taping) = (Since::now(), Since::now());
+        let mut source = TrainSource::new(&store, &views, true, dropout);
+        let y = self.arch.block(0, &mut source)?.forward(x.clone(), &mut context);
+        let leaves = source.into_leaves();
+        found.tape = taping.rise().max(0) as u64;
+        found.taping = taping.height().saturating_sub(found.tape);
+        let forward = all.height();
+        let backward = Since::now();
+        let gradients = (y * Tensor::from_inner(dy)).sum().backward();
+        found.block_backward = backward.height() + input;
+        found.block_again = forward.max(found.tape + backward.height()) + input;
+        // The upstream gradient is gone, the input's is there.
+        found.block_gradients = (all.rise() + input as i64).max(0) as u64;
+        drop((gradients, leaves, x));
+        Ok(())
+    }
+
+    fn head(&self, found: &mut Activations) -> Result<(), Error> {
+        let (store, views) = self.load(Group::Head)?;
+        let x = self.hidden();
+        let targets: Arc<[i32]> = vec![0; self.rows()].into();
+        let since = Since::now();
+        let mut source = TrainSource::new(&store, &views, false, None);
+        drop(self.arch.head(&mut source)?.nll_sum(x.clone(), targets.clone()));
+        found.head_forward = since.height() + found.input;
+        let x = x.autodiff().require_grad();
+        let since = Since::now();
+        let mut source = TrainSource::new(&store, &views, true, None);
+        let gradients = self.arch.head(&mut source)?.nll_sum(x.clone(), targets).backward();
+        found.head = since.height() + found.input;
+        found.head_gradients = since.rise().max(0) as u64 + found.input;
+        drop((gradients, source.into_leaves(), x));
+        Ok(())
+    }
+
+    fn embedding(&self, found: &mut Activations) -> Result<(), Error> {
+        if self.config.adapter.is_some() {
+            return Ok(());
+        }
+        let (store, views) = self.load(Group::Embedding)?;
+        let (ids, dy) = (vec![0; self.rows()], self.hidden());
+        let since = Since::now();
+        let mut source = TrainSource::new(&store, &views, true, None);
+        let y = self.arch.embedding(&mut source)?.forward(&ids);
+        let gradients = (y * Tensor::from_inner(dy)).sum().backward();
+        found.embedding = since.height() + found.input;
+        found.embedding_gradients = (since.rise() + found.input as i64).max(0) as u64;
+        drop((gradients, source.into_leaves()));
+        Ok(())
     }
 }
 

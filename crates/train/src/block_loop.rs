@@ -51,6 +51,8 @@ struct Taped {
     leaves: Leaves,
     /// The weights it borrows.
     _views: Vec<View>,
+    /// What its tape is charged.
+    kept: Option<Working>,
 }
 
 impl BlockLoop<'_> {
@@ -86,6 +88,9 @@ impl BlockLoop<'_> {
         let mut x = self.embed(batch, &mut conveyor)?;
         let train_embedding = self.store.trains(Group::Embedding);
         let (mut inputs, mut taped, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+        if self.recompute == Recompute::None {
+            kept.push(self.meter.enter(Phase::Input)?);
+        }
         for i in 0..self.arch.num_blocks() {
             match self.recompute {
                 Recompute::Full => {
@@ -95,10 +100,12 @@ impl BlockLoop<'_> {
                     x = self.block_forward(i, x, &mut context, &mut conveyor)?;
                 }
                 Recompute::None => {
-                    kept.push(self.meter.enter(Phase::Tape)?);
-                    let block =
+                    let tape = self.meter.enter(Phase::Tape)?;
+                    let _working = self.meter.enter(Phase::Taping)?;
+                    let mut block =
                         self.block_taped(i, x, i > 0 || train_embedding, &mut context, &mut conveyor)?;
                     x = block.output.clone().inner();
+                    block.kept = Some(tape);
                     taped.push(block);
                 }
             }
@@ -131,7 +138,9 @@ impl BlockLoop<'_> {
                 None => taped.pop().expect("one tape per block"),
             };
             upstream = block.backward(dy, working, sink)?;
-            kept.pop();
+            if self.recompute == Recompute::Full {
+                kept.pop();
+            }
         }
         if let Some(dy) = upstream.filter(|_| train_embedding) {
             let working = self.meter.enter(Phase::Embedding)?;
@@ -200,7 +209,7 @@ impl BlockLoop<'_> {
         let mut source = TrainSource::new(self.store, &views, true, self.dropout);
         let output = self.arch.block(i, &mut source)?.forward(input.clone(), context);
         let leaves = source.into_leaves();
-        Ok(Taped { input, output, leaves, _views: views })
+        Ok(Taped { input, output, leaves, _views: views, kept: None })
     }
 
     /// Loss, and the gradient of the last block's output.
@@ -237,7 +246,7 @@ impl BlockLoop<'_> {
         let mut source = TrainSource::new(self.store, &views, true, self.dropout);
         let output = self.compute(self.arch.embedding(&mut source)?.forward(&batch.ids));
         let leaves = source.into_leaves();
-        let embedding = Taped { input: output.clone().inner(), output, leaves, _views: views };
+        let embedding = Taped { input: output.clone().inner(), output, leaves, _views: views, kept: None };
         embedding.backward(dy, working, &mut |index, mut gradient| {
             if let Some((_, mut sum, _held)) = tied.take_if(|(head, ..)| *head == index) {
                 crate::gradients::add(&mut sum, &gradient);
@@ -268,6 +277,7 @@ impl Taped {
             return Ok(None);
         }
         let mut gradients = (self.output * Tensor::from_inner(dy)).sum().backward();
+        drop(self.kept);
         working.only_gradients();
         self.leaves.take(&mut gradients, &mut working, sink)?;
         Ok(self.input.grad_remove(&mut gradients))

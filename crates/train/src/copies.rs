@@ -4,7 +4,7 @@
 use crate::Error;
 use crate::config::{Compute, Place};
 use crate::flat::Flat;
-use crate::sizes::Sizes;
+use crate::sizes::{Sizes, TILE};
 use bytes::Bytes;
 use hearth_collective::{Ordered, Pending};
 use hearth_memory::buffer::AlignedBuffer;
@@ -134,23 +134,20 @@ impl Copies {
         self.memory(unit).is_some_and(|values| Arc::strong_count(values) > 1)
     }
 
-    /// Replaces a unit's values, all that is kept of it.
-    pub(crate) fn replace(&mut self, unit: usize, new: Flat) -> Result<(), Error> {
-        match &mut self.held[unit] {
-            Held::Memory { values, .. } => {
-                assert_eq!(values.len(), new.len(), "a unit keeps its length");
-                *values = Arc::new(new);
-                Ok(())
-            }
-            Held::Disk { offset, len } => {
-                assert_eq!(*len, new.len(), "a unit keeps its length");
-                Ok(self
-                    .file
-                    .as_ref()
-                    .expect("copies on a disk have a file")
-                    .write_at(*offset, new.as_bytes())?)
-            }
+    /// Sets all that is kept of a unit, rounded from its exact values.
+    pub(crate) fn fill(&mut self, unit: usize, values: &[f32]) -> Result<(), Error> {
+        if let Some(copy) = self.memory_mut(unit) {
+            assert_eq!(copy.len(), values.len(), "a unit keeps its length");
+            copy.write(0, values);
+            return Ok(());
         }
+        let compute = self.compute;
+        for (at, part) in values.chunks(TILE).enumerate() {
+            let mut copy = Flat::zeros(compute, part.len());
+            copy.write(0, part);
+            self.write(unit, at * TILE, &copy)?;
+        }
+        Ok(())
     }
 
     /// Overwrites elements `start..` of what is kept of a unit on a disk.

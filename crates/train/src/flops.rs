@@ -5,6 +5,8 @@
 //! nothing. Attention takes 4 FLOPs per query–key pair, head and head dimension forward and twice that backward, a
 //! document of `l` tokens having `l(l+1)/2` pairs (fewer with a window).
 
+use crate::config::TrainConfig;
+use crate::layout::Layout;
 use crate::params::ParamStore;
 use hearth_model::{Architecture, Group, params};
 
@@ -12,6 +14,7 @@ use hearth_model::{Architecture, Group, params};
 #[derive(Clone, Debug)]
 pub struct ModelFlops {
     per_token: f64,
+    forward_per_token: f64,
     per_pair: f64,
     /// One window per transformer block.
     windows: Vec<Option<usize>>,
@@ -20,21 +23,44 @@ pub struct ModelFlops {
 impl ModelFlops {
     /// For a model and what is trained of it.
     pub fn new(arch: &dyn Architecture, store: &ParamStore) -> Self {
+        Self::of_layout(arch, store.layout(), store.lora().is_some())
+    }
+
+    /// For a run that has not loaded anything.
+    pub fn planned(arch: &dyn Architecture, config: &TrainConfig, layout: &Layout) -> Self {
+        Self::of_layout(arch, layout, config.adapter.is_some())
+    }
+
+    fn of_layout(arch: &dyn Architecture, layout: &Layout, adapter: bool) -> Self {
         let config = arch.config();
         let matmul = |elements: usize, trained: bool| elements as f64 * if trained { 6.0 } else { 4.0 };
-        let mut per_token = 0.0;
+        let (mut per_token, mut elements) = (0.0, 0);
         for spec in params(arch).iter().filter(|s| s.shape.len() == 2) {
             let head =
                 spec.group == Group::Head || spec.group == Group::Embedding && config.tie_word_embeddings;
             if spec.linear || head {
-                per_token += matmul(spec.len(), store.position(&spec.name).is_some());
+                per_token += matmul(spec.len(), !adapter);
+                elements += spec.len();
             }
         }
-        if store.lora().is_some() {
-            per_token += matmul(store.layout().len(), true);
+        if adapter {
+            per_token += matmul(layout.len(), true);
+            elements += layout.len();
         }
         let per_pair = 3.0 * 4.0 * (config.num_heads * config.head_dim) as f64;
-        Self { per_token, per_pair, windows: config.sliding_window.clone() }
+        Self {
+            per_token,
+            forward_per_token: 2.0 * elements as f64,
+            per_pair,
+            windows: config.sliding_window.clone(),
+        }
+    }
+
+    /// FLOPs of a forward pass alone over documents of these lengths.
+    pub fn forward(&self, documents: impl IntoIterator<Item = usize>) -> f64 {
+        let forward =
+            Self { per_token: self.forward_per_token, per_pair: self.per_pair / 3.0, ..self.clone() };
+        forward.of(documents)
     }
 
     /// FLOPs of a forward and backward pass over documents of these lengths.

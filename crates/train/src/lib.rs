@@ -28,6 +28,7 @@ pub mod micro_batch;
 pub mod observer;
 pub mod optim;
 pub mod params;
+pub mod plan;
 pub mod reduce;
 pub mod sched;
 pub mod sizes;

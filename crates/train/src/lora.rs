@@ -11,10 +11,10 @@ use std::collections::{BTreeSet, HashMap};
 /// Prefix PEFT puts before a module's name in `adapter_model.safetensors`.
 pub(crate) const PEFT_PREFIX: &str = "base_model.model.";
 
-/// Linear layers that `config.targets` name by the last component of their path.
-pub(crate) fn targets<'a>(specs: &'a [ParamSpec], config: &LoraConfig) -> Result<Vec<&'a ParamSpec>, Error> {
-    let linear = || specs.iter().filter(|spec| spec.linear);
-    let known: BTreeSet<&str> = linear().map(|spec| last_component(&spec.name)).collect();
+/// Refuses targets that name no linear layer.
+pub(crate) fn check_targets(specs: &[ParamSpec], config: &LoraConfig) -> Result<(), Error> {
+    let linear = specs.iter().filter(|spec| spec.linear);
+    let known: BTreeSet<&str> = linear.map(|spec| last_component(&spec.name)).collect();
     for target in &config.targets {
         if target != "all-linear" && !known.contains(target.as_str()) {
             let known: Vec<&str> = known.into_iter().collect();
@@ -24,10 +24,15 @@ pub(crate) fn targets<'a>(specs: &'a [ParamSpec], config: &LoraConfig) -> Result
             )));
         }
     }
+    Ok(())
+}
+
+/// Linear layers that `config.targets` name by the last component of their path.
+pub(crate) fn targets<'a>(specs: &'a [ParamSpec], config: &LoraConfig) -> Vec<&'a ParamSpec> {
     let wanted = |spec: &&ParamSpec| {
         config.targets.iter().any(|target| target == "all-linear" || target == last_component(&spec.name))
     };
-    Ok(linear().filter(wanted).collect())
+    specs.iter().filter(|spec| spec.linear).filter(wanted).collect()
 }
 
 /// `q_proj` of `model.layers.0.self_attn.q_proj.weight`.
@@ -118,7 +123,8 @@ mod tests {
         let config =
             LoraConfig { targets: targets.iter().map(|t| t.to_string()).collect(), ..LoraConfig::default() };
         let specs = specs();
-        let found = super::targets(&specs, &config).map_err(|e| e.to_string())?;
+        check_targets(&specs, &config).map_err(|e| e.to_string())?;
+        let found = super::targets(&specs, &config);
         Ok(found.iter().map(|s| s.name.clone()).collect())
     }
 

@@ -1,7 +1,7 @@
 //! The model's parameters as a rank holds them: the copies of the trained ones, and the frozen ones beside them.
 
 use crate::Error;
-use crate::config::{Compute, LoraConfig, TrainConfig, hex};
+use crate::config::{Compute, LoraConfig, Offload, TrainConfig, hex};
 use crate::copies::{Conveyor, Copies, View};
 use crate::flat::tensor;
 use crate::frozen::Frozen;
@@ -10,7 +10,7 @@ use crate::lora;
 use crate::sizes::Sizes;
 use burn::tensor::{Device, Tensor};
 use hearth_collective::Ordered;
-use hearth_memory::Ledger;
+use hearth_memory::{Kind, Ledger, Tier};
 use hearth_model::{Architecture, Group, Matrix, ParamSpec, params, uses};
 use hearth_weights::TensorSource;
 use sha2::{Digest, Sha256};
@@ -42,20 +42,26 @@ pub fn layout(
     world: usize,
     rank: usize,
 ) -> Result<Layout, Error> {
-    let specs = params(arch);
+    if let Some(adapter) = &config.adapter {
+        lora::check_targets(&params(arch), adapter)?;
+    }
+    Ok(layout_of(&params(arch), config, world, rank))
+}
+
+fn layout_of(specs: &[ParamSpec], config: &TrainConfig, world: usize, rank: usize) -> Layout {
     let Some(adapter) = &config.adapter else {
-        let trained = specs.into_iter().map(|spec| (spec.name, spec.shape, spec.group));
-        return Ok(Layout::new(trained, world, rank));
+        let trained = specs.iter().map(|spec| (spec.name.clone(), spec.shape.clone(), spec.group));
+        return Layout::new(trained, world, rank);
     };
-    let factors = lora::targets(&specs, adapter)?.into_iter().flat_map(|spec| {
+    let factors = lora::targets(specs, adapter).into_iter().flat_map(|spec| {
         lora::factor_shapes(spec, adapter.rank).map(|(name, shape)| (name, shape, spec.group))
     });
-    Ok(Layout::new(factors, world, rank))
+    Layout::new(factors, world, rank)
 }
 
 impl ParamStore {
-    /// Loads every parameter of `arch` that `rank` holds; `masters` gets the exact values of the trained ones. An
-    /// adapter's factors are fresh: A uniform as in PEFT, drawn by `(seed, name)`, B zero.
+    /// Loads every parameter of `arch` that the layout's rank holds; `masters` gets the exact values of the trained
+    /// ones. An adapter's factors are fresh: A uniform as in PEFT, drawn by `(seed, name)`, B zero.
     ///
     /// # Errors
     /// A tensor that is missing or has another shape; a budget that does not hold it.
@@ -68,28 +74,71 @@ impl ParamStore {
         ledger: &Ledger,
         masters: &mut Masters<'_>,
     ) -> Result<Self, Error> {
-        let specs = params(arch);
+        Self::load_specs(arch, &params(arch), source, config, layout, device, ledger, masters)
+    }
+
+    /// Loads what one step of the block loop uses, whole and in memory.
+    ///
+    /// # Errors
+    /// As [`ParamStore::load`].
+    pub(crate) fn load_step(
+        arch: &dyn Architecture,
+        group: Group,
+        source: &dyn TensorSource,
+        config: &TrainConfig,
+        device: Device,
+    ) -> Result<Self, Error> {
+        let mut specs = uses(arch, group);
+        // A tied head's embedding is the embedding's wherever it is used.
+        let all = params(arch);
+        for spec in &mut specs {
+            spec.group = all.iter().find(|s| s.name == spec.name).map_or(spec.group, |s| s.group);
+        }
+        specs.sort_by_key(|spec| spec.group);
+        let config = TrainConfig { zero: 0, offload: Offload::default(), ..config.clone() };
+        let layout = layout_of(&specs, &config, 1, 0);
+        let ledger = Ledger::default();
+        Self::load_specs(arch, &specs, source, &config, layout, device, &ledger, &mut |_, _| Ok(()))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "private, and each is a different thing")]
+    fn load_specs(
+        arch: &dyn Architecture,
+        specs: &[ParamSpec],
+        source: &dyn TensorSource,
+        config: &TrainConfig,
+        layout: Layout,
+        device: Device,
+        ledger: &Ledger,
+        masters: &mut Masters<'_>,
+    ) -> Result<Self, Error> {
         let sizes = Sizes { layout: &layout, config };
         let mut copies = Copies::new(&sizes, ledger)?;
         let mut frozen = Frozen::new(config, device.clone(), ledger);
-        for spec in &specs {
+        for spec in specs {
             check_shape(source, spec)?;
             if config.adapter.is_some() {
                 frozen.add(spec, source)?;
+                source.release(&spec.name);
             }
         }
         let by_name: HashMap<&str, &ParamSpec> =
             specs.iter().map(|spec| (spec.name.as_str(), spec)).collect();
         for (at, unit) in layout.units().iter().enumerate() {
+            let _loading = ledger.charge(Tier::Host, Kind::Staging, sizes.loading_bytes(at))?;
             let mut values = vec![0.0; layout.padded_len(at)];
             for param in &layout.params()[unit.params.clone()] {
                 let read = match &config.adapter {
-                    None => source.read_f32(&param.name)?,
+                    None => {
+                        let values = source.read_f32(&param.name)?;
+                        source.release(&param.name);
+                        values
+                    }
                     Some(adapter) => lora::factor(&by_name, &param.name, adapter.rank, config.seed),
                 };
                 values[param.range.clone()].copy_from_slice(&read);
             }
-            copies.replace(at, sizes.copy_of(at, &values))?;
+            copies.fill(at, &values[sizes.copy_range(at)])?;
             masters(at, &values[..unit.len])?;
         }
         Ok(Self {
@@ -219,7 +268,7 @@ impl ParamStore {
 }
 
 /// Units of the parameters that the head asks for.
-fn head_units(arch: &dyn Architecture, layout: &Layout) -> Vec<usize> {
+pub(crate) fn head_units(arch: &dyn Architecture, layout: &Layout) -> Vec<usize> {
     let mut units: Vec<usize> = uses(arch, Group::Head)
         .iter()
         .filter_map(|spec| layout.params().iter().find(|p| p.name == spec.name))

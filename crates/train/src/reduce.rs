@@ -57,6 +57,16 @@ impl Assignment {
         self.node(rank, turn).start + turn % self.block
     }
 
+    /// Micro-batches in all.
+    pub(crate) fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Micro-batches a rank sums before anything is exchanged.
+    pub(crate) fn block(&self) -> usize {
+        self.block
+    }
+
     /// The node of the tree that `rank` hands over with its `turn`.
     fn node(&self, rank: usize, turn: usize) -> Range<usize> {
         let start = (turn / self.block * self.world + rank) * self.block;
@@ -64,13 +74,13 @@ impl Assignment {
     }
 
     /// Whether the turn's gradients complete what a rank hands over.
-    fn is_due(&self, turn: usize) -> bool {
+    pub(crate) fn is_due(&self, turn: usize) -> bool {
         (turn + 1).is_multiple_of(self.block)
     }
 
     /// Whether the nodes that the ranks hand over together are one node, summed in the order of
     /// [`hearth_collective::ProcessGroup::reduce_scatter`].
-    fn joint(&self) -> bool {
+    pub(crate) fn joint(&self) -> bool {
         self.block == self.each() || self.world.is_power_of_two()
     }
 
@@ -87,7 +97,7 @@ impl Assignment {
     }
 
     /// What arrives in one exchange, as nodes.
-    fn nodes(&self, turn: usize) -> Vec<Range<usize>> {
+    pub(crate) fn nodes(&self, turn: usize) -> Vec<Range<usize>> {
         let each = (0..self.world).map(|rank| self.node(rank, turn));
         if self.joint() {
             let nodes: Vec<_> = each.collect();
@@ -104,18 +114,22 @@ pub(crate) enum Stored {
     Disk(Slot),
 }
 
-/// A place in the spill file, perhaps still being written.
+/// A place in the spill file.
 pub(crate) struct Slot {
     pub(crate) number: usize,
-    writing: Option<JoinHandle<Result<(), hearth_memory::Error>>>,
 }
 
-impl Slot {
-    fn settle(&mut self) -> Result<(), Error> {
-        match self.writing.take() {
-            Some(thread) => Ok(thread.join().expect("writing does not panic")?),
-            None => Ok(()),
-        }
+/// What is on its way to the spill file: one sum at a time, so that what is held does not depend on timing.
+struct Writing {
+    thread: JoinHandle<Result<(), hearth_memory::Error>>,
+    _charge: Charge,
+}
+
+/// Waits for it.
+fn settle(writing: &mut Option<Writing>) -> Result<(), Error> {
+    match writing.take() {
+        Some(writing) => Ok(writing.thread.join().expect("writing does not panic")?),
+        None => Ok(()),
     }
 }
 
@@ -180,6 +194,7 @@ pub(crate) struct Reducer<'a> {
     spill: Option<&'a Spill>,
     units: Vec<UnitGradients>,
     in_flight: Option<InFlight>,
+    writing: Option<Writing>,
 }
 
 /// One step's summed gradients.
@@ -207,7 +222,7 @@ impl<'a> Reducer<'a> {
             squares: Vec::new(),
         };
         let units = (0..sizes.layout.units().len()).map(fresh).collect();
-        Self { sizes, assignment, comm, ledger, spill, units, in_flight: None }
+        Self { sizes, assignment, comm, ledger, spill, units, in_flight: None, writing: None }
     }
 
     /// Takes the gradient of one parameter from the micro-batch of this rank's `turn`.
@@ -225,6 +240,8 @@ impl<'a> Reducer<'a> {
         if buffer.is_empty() {
             *buffer = gradient;
         } else {
+            let bytes = size_of_val(gradient.as_slice()) as u64;
+            let _arriving = self.ledger.charge(Tier::Device, Kind::Gradients, bytes)?;
             buffer[param.range.clone()].copy_from_slice(&gradient);
         }
         unit.filled += 1;
@@ -286,13 +303,14 @@ impl<'a> Reducer<'a> {
     fn keep(&mut self, unit: usize, node: Range<usize>, sum: Vec<f32>, charge: Charge) -> Result<(), Error> {
         let (spill, sizes, ledger) = (self.spill, self.sizes, self.ledger);
         let UnitGradients { all, free_slots, squares, .. } = &mut self.units[unit];
+        let writing = &mut self.writing;
         let place = sizes.config.offload.grads;
         let bytes = sizes.partition_bytes(unit);
         // Whatever is summed now is in memory; what was put by may have to be read.
         let mut read = |stored: Stored| match stored {
             Stored::Memory(values, charge) => Ok((values, charge)),
-            Stored::Disk(mut slot) => {
-                slot.settle()?;
+            Stored::Disk(slot) => {
+                settle(writing)?;
                 let charge = ledger.charge(Tier::Host, Kind::Staging, bytes)?;
                 let mut values = vec![0.0; sizes.layout.partition_len(unit)];
                 let spill = spill.expect("a slot lies in a spill file");
@@ -321,16 +339,15 @@ impl<'a> Reducer<'a> {
                 }
                 Place::Nvme => {
                     drop(charge);
-                    let charge = ledger.charge(Tier::Host, Kind::Staging, bytes)?;
+                    settle(writing)?;
+                    let _charge = ledger.charge(Tier::Host, Kind::Staging, bytes)?;
                     let spill = spill.expect("gradients on nvme have a spill file");
                     let number = free_slots.pop().expect("as many slots as partial sums");
                     let (file, offset) = (spill.file.clone(), spill.offset(unit, number));
-                    let writing = std::thread::spawn(move || {
-                        let written = file.write_at(offset, bytemuck::cast_slice(&values));
-                        drop((values, charge));
-                        written
-                    });
-                    Ok(Stored::Disk(Slot { number, writing: Some(writing) }))
+                    let thread =
+                        std::thread::spawn(move || file.write_at(offset, bytemuck::cast_slice(&values)));
+                    *writing = Some(Writing { thread, _charge });
+                    Ok(Stored::Disk(Slot { number }))
                 }
             }
         })
@@ -339,13 +356,10 @@ impl<'a> Reducer<'a> {
     /// The sums, after the last micro-batch.
     pub(crate) fn finish(mut self) -> Result<Reduced, Error> {
         self.settle()?;
+        settle(&mut self.writing)?;
         let mut reduced = Reduced { units: Vec::new(), squares: Vec::new() };
         for mut unit in self.units {
-            let mut sum = unit.all.take_root().expect("every micro-batch gave a gradient");
-            if let Stored::Disk(slot) = &mut sum {
-                slot.settle()?;
-            }
-            reduced.units.push(sum);
+            reduced.units.push(unit.all.take_root().expect("every micro-batch gave a gradient"));
             reduced.squares.push(unit.squares);
         }
         Ok(reduced)

@@ -11,6 +11,7 @@ use crate::state::{StateReader, Which};
 use crate::trainer::Trainer;
 use crate::{Error, optim};
 use hearth_collective::Ordered;
+use hearth_memory::{Charge, Kind, Tier};
 use sha2::{Digest, Sha256};
 use std::io;
 use std::ops::Range;
@@ -25,6 +26,7 @@ pub(crate) struct Saving {
     partial: Option<Partial>,
     facts: crate::Progress,
     background: BackgroundSave,
+    _buffer: Charge,
 }
 
 /// Returns this rank's error, or another rank's, on every rank: none goes on alone.
@@ -149,6 +151,7 @@ impl Trainer {
             _ => Ok(None),
         };
         let partial = agree(&self.comm, begun)?;
+        let _buffer = self.ledger.charge(Tier::Host, Kind::Staging, checkpoint::saver::CHUNK_BYTES)?;
         let reader = self.reader();
         let owned = self.owned_pieces(&map, &reader);
         let pieces: Vec<Piece> = owned.iter().map(|owned| owned.piece).collect();
@@ -162,7 +165,7 @@ impl Trainer {
         let spawned = spawned.map_err(|source| Error::NotSaved { path, source });
         match agree(&self.comm, spawned) {
             Ok(background) => {
-                self.saving = Some(Saving { partial, facts: self.progress, background });
+                self.saving = Some(Saving { partial, facts: self.progress, background, _buffer });
                 Ok(true)
             }
             Err(error) => {
@@ -174,7 +177,9 @@ impl Trainer {
 
     /// Completes the save under way, if there is one, and removes checkpoints beyond those to keep.
     pub(crate) fn finish_save(&mut self) -> Result<Option<PathBuf>, Error> {
-        let Some(Saving { partial, facts, background }) = self.saving.take() else { return Ok(None) };
+        let Some(Saving { partial, facts, background, _buffer }) = self.saving.take() else {
+            return Ok(None);
+        };
         let outcome = checkpoint::encode_outcome(&background.join());
         let outcomes = self.comm.all_gather_varied(outcome).wait()?;
         let finished = match partial {
@@ -241,6 +246,8 @@ impl Trainer {
             };
             let width = if file == 0 { 4 } else { self.config.state_dtype.bytes() };
             let first = at / width as u64;
+            let bytes = 4 * (layout.padded_len(unit) + READ) as u64;
+            let _reading = self.ledger.charge(Tier::Host, Kind::Staging, bytes)?;
             let mut whole = vec![0.0; if which == Which::Master { layout.padded_len(unit) } else { 0 }];
             for start in (0..len).step_by(READ) {
                 let end = (start + READ).min(len);
@@ -252,8 +259,8 @@ impl Trainer {
                 }
             }
             if which == Which::Master {
-                let copy = self.sizes().copy_of(unit, &whole);
-                self.store.copies_mut().replace(unit, copy)?;
+                let copy = self.sizes().copy_range(unit);
+                self.store.copies_mut().fill(unit, &whole[copy])?;
             }
         }
         self.progress = checkpoint.manifest.progress;

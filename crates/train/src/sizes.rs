@@ -2,7 +2,6 @@
 //! the planner adds up the same numbers: that is why a plan can be a contract.
 
 use crate::config::{Place, TrainConfig};
-use crate::flat::Flat;
 use crate::gradients::NORM_CHUNK;
 use crate::layout::Layout;
 use hearth_collective::Operation;
@@ -74,12 +73,17 @@ impl Sizes<'_> {
         if self.config.offload.params == Place::Nvme { bytes.next_multiple_of(ALIGN) } else { bytes }
     }
 
-    /// What is kept of a unit's copy, out of its (padded) values.
-    pub(crate) fn copy_of(&self, unit: usize, values: &[f32]) -> Flat {
+    /// What is kept of a unit, of its (padded) elements.
+    pub(crate) fn copy_range(&self, unit: usize) -> Range<usize> {
         let start = self.copy_start(unit);
-        let mut copy = Flat::zeros(self.config.compute, self.copy_len(unit));
-        copy.write(0, &values[start..start + self.copy_len(unit)]);
-        copy
+        start..start + self.copy_len(unit)
+    }
+
+    /// Bytes that reading a unit's weights takes: its exact values, and its largest tensor.
+    pub(crate) fn loading_bytes(&self, unit: usize) -> u64 {
+        let params = &self.layout.params()[self.layout.units()[unit].params.clone()];
+        let largest = params.iter().map(|param| param.range.len()).max().unwrap_or(0);
+        4 * (self.layout.padded_len(unit) + largest) as u64
     }
 
     /// The unit's element with which its copy begins.

@@ -22,7 +22,7 @@ use hearth_collective::Ordered;
 use hearth_data::loader::micro_batches;
 use hearth_data::{Loader, Sequence};
 use hearth_memory::buffer::AlignedBuffer;
-use hearth_memory::{Kind, Ledger, Tier};
+use hearth_memory::{Charge, Kind, Ledger, Tier};
 use hearth_model::Architecture;
 use hearth_model::rope::Rope;
 use hearth_weights::TensorSource;
@@ -70,6 +70,8 @@ pub struct Trainer {
     assignment: Assignment,
     spill: Option<Spill>,
     ring: Vec<AlignedBuffer>,
+    /// What the kernels keep.
+    _scratch: Charge,
     meter: Meter,
     arch: Box<dyn Architecture>,
     rope: Rope,
@@ -118,6 +120,7 @@ impl Trainer {
         let slots = if state.on_disk().is_some() { RING } else { 0 };
         let buffer = |_| AlignedBuffer::charged(&ledger, Tier::Host, Kind::Staging, tile);
         let ring = (0..slots).map(buffer).collect::<Result<_, _>>()?;
+        let _scratch = ledger.charge(Tier::Device, Kind::Staging, activations.scratch)?;
         let mut masters = |unit, values: &[f32]| state.set(Which::Master, unit, 0, values);
         let store =
             ParamStore::load(&*arch, weights, &config, layout.clone(), device, &ledger, &mut masters)?;
@@ -145,6 +148,7 @@ impl Trainer {
             assignment,
             spill,
             ring,
+            _scratch,
         })
     }
 

@@ -8,7 +8,7 @@ use crate::flat::Flat;
 use crate::layout::Layout;
 use crate::optim::Step;
 use crate::reduce::{Reduced, Spill, Stored};
-use crate::sizes::{ALIGN, Sizes, TILE};
+use crate::sizes::{ALIGN, Sizes};
 use crate::state::OptimizerState;
 use hearth_collective::{Operation, Ordered};
 use hearth_memory::buffer::AlignedBuffer;
@@ -218,10 +218,4 @@ impl Gradients<'_> {
         self.whole = Some((unit, whole, charge));
         Ok(())
     }
-}
-
-/// Elements of the largest piece an update takes at once.
-pub(crate) fn largest_piece(sizes: &Sizes<'_>) -> usize {
-    let units = 0..sizes.layout.units().len();
-    units.map(|unit| sizes.owned(unit).len().min(TILE)).max().unwrap_or(0)
 }

@@ -60,7 +60,8 @@ pub fn ranks<T: Send>(
                 scope.spawn(move || {
                     let comm = Ordered::start(Box::new(group), Watchdog::default());
                     let ledger = Ledger::new(Budget::UNLIMITED);
-                    let setup = hearth_train::Setup { comm, ledger, ..setup(files, config) };
+                    let activations = crate::plans::activations();
+                    let setup = hearth_train::Setup { comm, ledger, activations, ..setup(files, config) };
                     let mut trainer = Trainer::new(setup, config.clone()).expect("a trainer");
                     work(&mut trainer)
                 })

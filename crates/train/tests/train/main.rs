@@ -4,5 +4,7 @@ mod arithmetic;
 mod checkpoints;
 mod faulty_disk;
 mod layouts;
+mod plans;
 mod resume;
 mod support;
+mod synthetic;

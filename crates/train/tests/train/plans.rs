@@ -1,0 +1,125 @@
+//! A plan is the ledger of the run it describes, byte for byte.
+
+use crate::layouts::{TIERS, offload, ranks};
+use crate::support::{config, lora};
+use crate::synthetic::synthetic;
+use hearth_memory::{Budget, Kind, Ledger, Tier};
+use hearth_train::plan::{Subject, plan};
+use hearth_train::{Activations, Compute, Recompute, TrainConfig};
+use hearth_weights::ModelFiles;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+type Peaks = Vec<(u64, BTreeMap<Kind, u64>)>;
+
+fn peaks(ledger: &Ledger) -> Peaks {
+    Tier::ALL.iter().map(|tier| (ledger.peak(*tier), ledger.peak_by_kind(*tier))).collect()
+}
+
+/// Numbers that tell every phase from every other.
+pub fn activations() -> Activations {
+    Activations {
+        input: 1_000,
+        tape: 1_000_000,
+        taping: 10_007,
+        block_forward: 200_003,
+        block_backward: 700_001,
+        block_again: 1_900_001,
+        block_gradients: 900_007,
+        head_forward: 50_021,
+        head: 1_400_003,
+        head_gradients: 800_011,
+        embedding: 600_011,
+        embedding_gradients: 500_009,
+        scratch: 12_347,
+    }
+}
+
+fn planned(files: &ModelFiles, config: &TrainConfig, world: usize, budget: Budget) -> Result<Peaks, String> {
+    let arch = hearth_model::architecture(&files.config).expect("a known architecture");
+    let ledger = Ledger::new(budget);
+    let subject = Subject {
+        arch: &*arch,
+        weights: &*files.tensors,
+        config,
+        world,
+        activations: activations(),
+        documents: &[12],
+    };
+    plan(&subject, &ledger).map_err(|e| e.to_string())?;
+    assert!(Tier::ALL.iter().all(|tier| ledger.used(*tier) == 0), "everything is given back");
+    Ok(peaks(&ledger))
+}
+
+fn ran(files: &ModelFiles, config: &TrainConfig, world: usize) -> Peaks {
+    let all = ranks(files, config, world, &|trainer| {
+        for _ in 0..2 {
+            trainer.step().expect("a step");
+        }
+        peaks(trainer.ledger())
+    });
+    all.into_iter().next().expect("rank 0")
+}
+
+fn small(dir: &Path) -> ModelFiles {
+    synthetic(dir, 64, 3, 160, 512, true)
+}
+
+#[test]
+fn the_plan_is_the_ledger_of_the_run_in_every_layout() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = small(dir.path());
+    for compute in [Compute::F32, Compute::Bf16] {
+        for recompute in [Recompute::None, Recompute::Full] {
+            for (world, each) in [(1, 1), (1, 4), (2, 3), (3, 2), (4, 1)] {
+                for zero in 0..4 {
+                    for tier in TIERS {
+                        for adapter in [None, Some(lora())] {
+                            let offload = offload(tier, dir.path());
+                            let global_batch = world * each;
+                            let config = TrainConfig {
+                                compute,
+                                recompute,
+                                zero,
+                                offload,
+                                adapter,
+                                global_batch,
+                                ..config(2)
+                            };
+                            let case = format!(
+                                "{compute:?} {recompute:?} {world} ranks x{each} stage {zero} {tier} {:?}",
+                                config.adapter.is_some()
+                            );
+                            let plan = planned(&files, &config, world, Budget::UNLIMITED).expect(&case);
+                            assert_eq!(ran(&files, &config, world), plan, "{case}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_budget_of_the_planned_peaks_holds_the_run_and_a_byte_less_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = small(dir.path());
+    for tier in TIERS {
+        let config = TrainConfig { offload: offload(tier, dir.path()), ..config(2) };
+        let plan = planned(&files, &config, 1, Budget::UNLIMITED).expect("no limit");
+        let limits: Vec<u64> = plan.iter().map(|(peak, _)| *peak).collect();
+        let budget = |limits: &[u64]| -> Budget {
+            format!("device={},host={},nvme={}", limits[0], limits[1], limits[2]).parse().expect("a budget")
+        };
+        planned(&files, &config, 1, budget(&limits)).expect("exactly enough");
+        for short in 0..3 {
+            let mut limits = limits.clone();
+            if limits[short] == 0 {
+                continue;
+            }
+            limits[short] -= 1;
+            let error = planned(&files, &config, 1, budget(&limits)).expect_err("a byte too few");
+            assert!(error.contains(Tier::ALL[short].name()), "{error}");
+        }
+    }
+}
