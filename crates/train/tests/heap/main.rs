@@ -1,0 +1,112 @@
+//! The plan against the heap: what the process really allocates.
+//!
+//! One test, so that nothing else allocates beside it.
+
+#[path = "../train/synthetic.rs"]
+mod synthetic;
+
+use hearth_data::{Loader, Sequence};
+use hearth_memory::{Ledger, Tier, heap};
+use hearth_train::plan::{Subject, plan};
+use hearth_train::{
+    Activations, Compute, LoraConfig, Offload, Place, Recompute, Setup, TrainConfig, Trainer,
+};
+use hearth_weights::ModelFiles;
+use std::path::Path;
+use synthetic::synthetic;
+
+#[global_allocator]
+static HEAP: heap::CountingAllocator = heap::CountingAllocator;
+
+const TOKENS: usize = 128;
+
+fn sequences(count: usize, vocab: usize) -> Vec<Sequence> {
+    let one = |i: usize| {
+        let ids: Vec<u32> = (0..TOKENS).map(|j| ((i * 31 + j * 7) % vocab) as u32).collect();
+        let labels = ids.iter().map(|id| *id as i32).collect();
+        Sequence { ids, labels, documents: vec![TOKENS], ..Sequence::default() }
+    };
+    (0..count).map(one).collect()
+}
+
+/// Planned and measured peak of everything in memory, in bytes.
+fn peaks(files: &ModelFiles, config: &TrainConfig) -> (u64, u64) {
+    let arch = || hearth_model::architecture(&files.config).expect("a known architecture");
+    let device = hearth_model::device::open("cpu").expect("the CPU");
+    let documents = vec![TOKENS; config.micro_batch];
+    let weights = &*files.tensors;
+    let activations = Activations::measure(&*arch(), weights, config, &device, &documents).expect("measures");
+    let data = sequences(16, files.config.vocab_size);
+    let loader = Loader::new(data, 0, config.global_batch).expect("a loader");
+    let subject = Subject { arch: &*arch(), weights, config, world: 1, activations, documents: &documents };
+    let planned = Ledger::default();
+    planned.record();
+    plan(&subject, &planned).expect("a plan");
+    let both = |held: &hearth_memory::ledger::Holdings| held.total(Tier::Device) + held.total(Tier::Host);
+    let expected = planned.timeline().iter().map(|moment| both(&moment.held)).max().unwrap_or(0);
+    // What the kernels keep is on the heap already.
+    let base = heap::current().expect("counted") - activations.scratch;
+    heap::reset_peak();
+    let setup = Setup {
+        arch: arch(),
+        weights,
+        loader,
+        device,
+        companions: Vec::new(),
+        comm: hearth_collective::single(),
+        ledger: Ledger::default(),
+        activations,
+    };
+    let mut trainer = Trainer::new(setup, config.clone()).expect("a trainer");
+    for _ in 0..2 {
+        trainer.step().expect("a step");
+    }
+    (expected, heap::peak().expect("counted") - base)
+}
+
+fn cases(dir: &Path) -> Vec<(&'static str, TrainConfig)> {
+    let plain = TrainConfig { global_batch: 4, micro_batch: 2, ..TrainConfig::default() };
+    let full = TrainConfig { recompute: Recompute::Full, ..plain.clone() };
+    let lora = LoraConfig { targets: vec!["all-linear".into()], ..LoraConfig::default() };
+    let offload =
+        |params, grads, optim| Offload { params, grads, optim, nvme_dir: Some(dir.into()), ratio: 1.0 };
+    use Place::{Cpu, Device, Nvme};
+    vec![
+        ("plain", plain.clone()),
+        ("recompute", full.clone()),
+        ("bf16", TrainConfig { compute: Compute::Bf16, ..plain.clone() }),
+        ("bf16 recompute", TrainConfig { compute: Compute::Bf16, ..full.clone() }),
+        ("lora", TrainConfig { adapter: Some(lora.clone()), ..plain.clone() }),
+        ("lora recompute", TrainConfig { adapter: Some(lora), ..full.clone() }),
+        ("optimizer on the host", TrainConfig { offload: offload(Device, Cpu, Cpu), ..full.clone() }),
+        ("optimizer on disk", TrainConfig { offload: offload(Device, Device, Nvme), ..full.clone() }),
+        ("everything on disk", TrainConfig { offload: offload(Nvme, Nvme, Nvme), ..full.clone() }),
+        (
+            "everything on disk, bf16",
+            TrainConfig { compute: Compute::Bf16, offload: offload(Nvme, Nvme, Nvme), ..full },
+        ),
+    ]
+}
+
+#[test]
+fn the_heap_peaks_within_two_percent_of_the_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut off = Vec::new();
+    for tied in [true, false] {
+        let models = tempfile::tempdir().unwrap();
+        let files = synthetic(models.path(), 256, 6, 768, 4096, tied);
+        // An untied head changes only where its gradient goes.
+        let cases = cases(dir.path()).into_iter().step_by(if tied { 1 } else { 3 });
+        for (name, config) in cases {
+            let (planned, measured) = peaks(&files, &config);
+            let ratio = measured as f64 / planned as f64;
+            println!(
+                "{name:26} tied {tied:5} planned {planned:>10} measured {measured:>10} ratio {ratio:.4}"
+            );
+            if (ratio - 1.0).abs() > 0.02 {
+                off.push(format!("{name} (tied {tied}): {ratio:.4}"));
+            }
+        }
+    }
+    assert!(off.is_empty(), "{off:#?}");
+}
