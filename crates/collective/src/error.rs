@@ -205,11 +205,12 @@ pub enum Error {
 
 impl Error {
     /// What a process ends with that this error ends: 2 if its environment does not fit, 75
-    /// ([`EXIT_CODE`](crate::EXIT_CODE)) if it may be started again, else 1.
+    /// ([`EXIT_CODE`](crate::EXIT_CODE)) if it may be started again, else 1. A rank that left had its own reason, which
+    /// another start need not cure.
     pub fn exit_code(&self) -> i32 {
         match self {
             Self::NoLibrary { .. } | Self::NotConnected { .. } | Self::WorldSize { .. } => 2,
-            Self::TimedOut(_) | Self::Aborted { .. } | Self::PeerLeft { .. } => EXIT_CODE,
+            Self::TimedOut(_) | Self::Aborted { .. } => EXIT_CODE,
             _ => 1,
         }
     }

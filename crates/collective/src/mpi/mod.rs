@@ -43,6 +43,10 @@ const BROKEN: Duration = Duration::from_secs(2);
 
 /// Joins the world that a launcher started, or gives None if no launcher started this process. Once per process.
 ///
+/// The library is looked for under the names that the launcher's own family has (`libmpi.so.40`, `libmpich.so.12`), then
+/// under the other's; the environment variable `HEARTH_MPI_LIBRARY` names another file. When the last group is dropped,
+/// the library is finished with: launchers report a rank that ends without that as failed.
+///
 /// # Errors
 /// [`Error::NoLibrary`] without an MPI library, [`Error::NotConnected`] if the ranks do not know of each other,
 /// [`Error::Mpi`] if the library fails or this is the second call.

@@ -8,8 +8,8 @@ use hearth_collective::{Diagnosis, Error, Operation, Ordered, ProcessGroup, Watc
 
 use super::{Case, World, fresh, gather, spread};
 
-/// Long beside the time that a message takes, short beside a person's patience.
-const TIMEOUT: Duration = Duration::from_millis(300);
+/// Long beside the time that a busy machine takes to let every rank run, short beside a person's patience.
+const TIMEOUT: Duration = Duration::from_millis(600);
 
 /// Turns a hang into a failure; no test comes near it.
 const HANG: Duration = Duration::from_secs(60);
