@@ -10,6 +10,7 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, TensorMetadata, tensor::FloatTensor};
+use burn::tensor::{DType, FloatDType};
 use std::sync::Arc;
 
 const SECOND_ORDER: &str = "second-order gradients are not supported";
@@ -176,19 +177,20 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         struct LinearCrossEntropy;
         impl<B: FusedOps> Backward<B, 2> for LinearCrossEntropy {
             // The gradients for an upstream gradient of one: made with the loss, when the logits were at hand.
-            type State = (FloatTensor<B>, FloatTensor<B>);
+            type State = (FloatTensor<B>, FloatTensor<B>, [DType; 2]);
             fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let dy = grads.consume::<B>(&ops.node);
-                let (dh, dw) = ops.state;
-                register!(grads, ops, [times_scalar::<B>(dh, dy.clone()), times_scalar::<B>(dw, dy)]);
+                let (dh, dw, [h, w]) = ops.state;
+                register!(grads, ops, [scaled::<B>(dh, dy.clone(), h), scaled::<B>(dw, dy, w)]);
             }
         }
         let with_dw = w.is_tracked();
         match LinearCrossEntropy.prepare::<C>([h.node(), w.node()]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let (h, w) = (h.into_primitive(), w.into_primitive());
+                let dtypes = [h.dtype(), w.dtype()];
                 let (loss, dh, dw) = B::linear_cross_entropy_with_grads(h, w, targets, with_dw);
-                prep.finish((dh, dw), loss)
+                prep.finish((dh, dw, dtypes), loss)
             }
             OpsKind::UnTracked(prep) => {
                 prep.finish(B::linear_cross_entropy(h.into_primitive(), w.into_primitive(), targets))
@@ -204,17 +206,19 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         #[derive(Debug)]
         struct LinearCrossEntropyPacked;
         impl<B: FusedOps> Backward<B, 1> for LinearCrossEntropyPacked {
-            type State = FloatTensor<B>;
+            type State = (FloatTensor<B>, DType);
             fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let dy = grads.consume::<B>(&ops.node);
-                let dh = ops.state;
-                register!(grads, ops, [times_scalar::<B>(dh, dy)]);
+                let (dh, dtype) = ops.state;
+                register!(grads, ops, [scaled::<B>(dh, dy, dtype)]);
             }
         }
         match LinearCrossEntropyPacked.prepare::<C>([h.node()]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let (loss, dh) = B::linear_cross_entropy_packed_with_grads(h.into_primitive(), w, targets);
-                prep.finish(dh, loss)
+                let h = h.into_primitive();
+                let dtype = h.dtype();
+                let (loss, dh) = B::linear_cross_entropy_packed_with_grads(h, w, targets);
+                prep.finish((dh, dtype), loss)
             }
             OpsKind::UnTracked(prep) => {
                 prep.finish(B::linear_cross_entropy_packed(h.into_primitive(), w, targets))
@@ -320,9 +324,12 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
     }
 }
 
-/// `x · s` for a one-element `s`, in `x`'s precision. `x`: `[rows, d]`, `s`: `[1]`.
-fn times_scalar<B: FusedOps>(x: FloatTensor<B>, s: FloatTensor<B>) -> FloatTensor<B> {
+/// `x · s` in `x`'s precision for a one-element `s`, rounded to `dtype`. For f16 the product is made in f32: `s` is a
+/// loss scale then, and lifts small gradients before they are rounded. `x`: `[rows, d]`, `s`: `[1]`.
+fn scaled<B: FusedOps>(x: FloatTensor<B>, s: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    let x = if dtype == DType::F16 { B::float_cast(x, FloatDType::F32) } else { x };
     let s = B::float_reshape(s, [1, 1].into());
     let s = B::float_cast(s, x.dtype().into());
-    B::float_mul(x, s)
+    let y = B::float_mul(x, s);
+    if y.dtype() == dtype { y } else { B::float_cast(y, dtype.into()) }
 }

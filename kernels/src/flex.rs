@@ -8,11 +8,12 @@ use crate::cpu::loss::{HeadWeights, Problem, cross_entropy};
 use crate::cpu::packed::PackedMatrix;
 use crate::cpu::pointwise;
 use crate::cpu::rope::{RotaryTable, rope};
+use crate::cpu::stored::{self, Stored};
 use crate::ops::FusedOps;
 use burn::backend::Flex;
 use burn::tensor::{Bytes, DType};
 use burn_flex::{FlexTensor, Layout};
-use half::bf16;
+use half::{bf16, f16};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -21,25 +22,46 @@ fn elems(x: &FlexTensor) -> Elems<'_> {
     match x.dtype() {
         DType::F32 => Elems::F32(x.as_slice().expect("contiguous f32")),
         DType::BF16 => Elems::Bf16(x.as_slice().expect("contiguous bf16")),
-        other => panic!("fused ops take f32 or bf16 tensors, not {other:?}"),
+        DType::F16 => Elems::F16(x.as_slice().expect("contiguous f16")),
+        other => panic!("fused ops take f32, bf16 or f16 tensors, not {other:?}"),
     }
 }
 
-/// The elements as f32: borrowed, or widened from bf16.
+/// The elements as f32: borrowed, or widened.
 fn floats(x: &FlexTensor) -> Cow<'_, [f32]> {
     match elems(x) {
         Elems::F32(x) => Cow::Borrowed(x),
-        Elems::Bf16(x) => Cow::Owned(x.iter().map(|v| v.to_f32()).collect()),
+        Elems::Bf16(x) => Cow::Owned(widened(x)),
+        Elems::F16(x) => Cow::Owned(widened(x)),
     }
 }
 
-/// A tensor of `dtype` from f32 results (rounded to nearest for bf16).
+fn widened<T: Stored>(x: &[T]) -> Vec<f32> {
+    let mut wide = vec![0.0; x.len()];
+    stored::widen(x, &mut wide);
+    wide
+}
+
+/// A tensor of `dtype` from f32 results, rounded to nearest even.
 fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D], dtype: DType) -> FlexTensor {
     let bytes = match dtype {
-        DType::BF16 => Bytes::from_elems(values.into_iter().map(bf16::from_f32).collect::<Vec<_>>()),
+        DType::BF16 => Bytes::from_elems(narrowed::<bf16>(&values)),
+        DType::F16 => Bytes::from_elems(narrowed::<f16>(&values)),
         _ => Bytes::from_elems(values),
     };
     FlexTensor::new(bytes, Layout::contiguous(shape.into()), dtype)
+}
+
+fn narrowed<T: Stored>(x: &[f32]) -> Vec<T> {
+    let mut narrow = vec![T::narrow(0.0); x.len()];
+    stored::narrow(x, &mut narrow);
+    narrow
+}
+
+/// Precision of the loss's gradients before they meet the upstream gradient: in f16 that is the loss scale, which must
+/// come before rounding.
+fn unscaled(dtype: DType) -> DType {
+    if dtype == DType::F16 { DType::F32 } else { dtype }
 }
 
 fn dims<const D: usize>(x: &FlexTensor) -> [usize; D] {
@@ -208,8 +230,8 @@ impl FusedOps for Flex {
         let dw_shape = if with_dw { [vocab, d] } else { [0, d] };
         (
             tensor(vec![loss as f32], [1], DType::F32),
-            tensor(dh, [rows, d], h.dtype()),
-            tensor(dw, dw_shape, w.dtype()),
+            tensor(dh, [rows, d], unscaled(h.dtype())),
+            tensor(dw, dw_shape, unscaled(w.dtype())),
         )
     }
 
@@ -228,7 +250,7 @@ impl FusedOps for Flex {
         let [rows, d] = dims(&h);
         let mut dh = vec![0.0; rows * d];
         let loss = cross_entropy(packed_problem(&floats(&h), &w, &targets), Some(&mut dh), None);
-        (tensor(vec![loss as f32], [1], DType::F32), tensor(dh, [rows, d], h.dtype()))
+        (tensor(vec![loss as f32], [1], DType::F32), tensor(dh, [rows, d], unscaled(h.dtype())))
     }
 
     fn gather_rows(w: FlexTensor, ids: Arc<[u32]>) -> FlexTensor {
@@ -238,9 +260,8 @@ impl FusedOps for Flex {
         for (y, &id) in y.chunks_exact_mut(d).zip(ids.iter()) {
             match elems(&w) {
                 Elems::F32(w) => y.copy_from_slice(&w[id as usize * d..][..d]),
-                Elems::Bf16(w) => {
-                    y.iter_mut().zip(&w[id as usize * d..][..d]).for_each(|(y, w)| *y = w.to_f32());
-                }
+                Elems::Bf16(w) => bf16::widen_block(&w[id as usize * d..][..d], y),
+                Elems::F16(w) => f16::widen_block(&w[id as usize * d..][..d], y),
             }
         }
         tensor(y, [ids.len(), d], w.dtype())

@@ -99,7 +99,8 @@ pub trait FusedOps: Backend {
         composed::linear_cross_entropy::<Self>(h, w, &targets)
     }
 
-    /// The loss with `dh` and, if `with_dw`, `dw` (else an empty tensor): one pass makes the logits once.
+    /// The loss with `dh` and, if `with_dw`, `dw` (else an empty tensor): one pass makes the logits once. The gradients
+    /// may be in f32 where the inputs are f16: they are yet to be multiplied by a loss scale.
     fn linear_cross_entropy_with_grads(
         h: FloatTensor<Self>,
         w: FloatTensor<Self>,
@@ -119,7 +120,7 @@ pub trait FusedOps: Backend {
         composed::linear_cross_entropy::<Self>(h, w, &targets)
     }
 
-    /// The loss with `dh`.
+    /// The loss with `dh`, in f32 perhaps as above.
     fn linear_cross_entropy_packed_with_grads(
         h: FloatTensor<Self>,
         w: Arc<PackedMatrix>,

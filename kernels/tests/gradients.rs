@@ -1,7 +1,7 @@
 //! Every op's value and gradients against f64 references: the formula evaluated in f64, differentiated by
 //! central differences.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use hearth_kernels as kernels;
 use hearth_kernels::{AttentionSpec, PackedMatrix, RotaryTable};
 use std::sync::Arc;
@@ -280,16 +280,84 @@ fn dropout_keeps_its_share_repeats_its_mask_and_passes_gradients_through_it() {
     assert_ne!(floats(kernels::dropout(tracked(&x, [64, 100]), 0.25, 8).inner()), y);
 }
 
-#[test]
-fn bf16_inputs_give_bf16_results_within_one_rounding() {
-    use burn::tensor::DType;
-    let (m, n, k) = (4, 6, 32);
-    let (x, w) = (tracked(&values(m * k, 1), [m, k]).inner(), tracked(&values(n * k, 2), [n, k]).inner());
-    let (x16, w16) = (x.cast(DType::BF16), w.cast(DType::BF16));
-    let exact = floats(kernels::linear(x16.clone().cast(DType::F32), w16.clone().cast(DType::F32)));
-    let y = kernels::linear(x16, w16);
-    assert_eq!(y.dtype(), DType::BF16);
-    for (got, want) in floats(y.cast(DType::F32)).iter().zip(&exact) {
-        assert!((got - want).abs() <= want.abs() / 256.0, "{got} {want}");
+/// Relative size of half a unit in the last place.
+fn unit(dtype: DType) -> f32 {
+    if dtype == DType::BF16 { 1.0 / 256.0 } else { 1.0 / 2048.0 }
+}
+
+/// `f` of 16-bit inputs is the rounded `f` of the same inputs in f32.
+fn rounds_once<const D: usize>(what: &str, dtype: DType, f: impl Fn(DType) -> Tensor<D>) {
+    let (got, exact) = (f(dtype), floats(f(DType::F32)));
+    assert_eq!(got.dtype(), dtype, "{what}");
+    for (got, want) in floats(got.cast(DType::F32)).iter().zip(&exact) {
+        assert!((got - want).abs() <= want.abs() * unit(dtype) + 3e-8, "{what} {dtype:?}: {got} {want}");
     }
+}
+
+#[test]
+fn sixteen_bit_inputs_give_results_of_one_rounding() {
+    for dtype in [DType::BF16, DType::F16] {
+        let input = |seed: u32, shape: [usize; 2]| {
+            tracked(&values(shape[0] * shape[1], seed), shape).inner().cast(dtype)
+        };
+        let (x, w, g) = (input(1, [4, 32]), input(2, [6, 32]), input(3, [1, 32]).reshape([32]));
+        rounds_once("linear", dtype, |t| kernels::linear(x.clone().cast(t), w.clone().cast(t)));
+        rounds_once("rms_norm", dtype, |t| kernels::rms_norm(x.clone().cast(t), g.clone().cast(t), 1e-5));
+        rounds_once("swiglu", dtype, |t| kernels::swiglu(x.clone().cast(t), x.clone().cast(t)));
+        rounds_once("embedding", dtype, |t| kernels::embedding(w.clone().cast(t), Arc::new([5, 0, 5])));
+        let heads = |seed, n: usize| input(seed, [4, 8 * n]).reshape([4, n, 8]);
+        let (q, k, v) = (heads(4, 4), heads(5, 2), heads(6, 2));
+        let spec = AttentionSpec { scale: 0.3, window: None };
+        rounds_once("attention", dtype, |t| {
+            let cast = |x: &Tensor<3>| x.clone().cast(t);
+            kernels::attention(cast(&q), cast(&k), cast(&v), Arc::new([3, 1]), spec)
+        });
+        let packed = Arc::new(PackedMatrix::from_f32(6, 32, &values(192, 2)));
+        rounds_once("linear_packed", dtype, |t| kernels::linear_packed(x.clone().cast(t), packed.clone()));
+    }
+}
+
+#[test]
+fn sixteen_bit_gradients_are_those_of_f32_rounded_once() {
+    for dtype in [DType::BF16, DType::F16] {
+        let (x, w) = (tracked(&values(128, 1), [4, 32]).inner(), tracked(&values(192, 2), [6, 32]).inner());
+        for which in 0..2 {
+            rounds_once("linear gradient", dtype, |t| {
+                let leaf = |x: &Tensor<2>| x.clone().cast(dtype).cast(t).autodiff().require_grad();
+                let (x, w) = (leaf(&x), leaf(&w));
+                let y = kernels::linear(x.clone(), w.clone());
+                let upstream =
+                    Tensor::from_inner(tracked(&values(24, 9), [4, 6]).inner().cast(dtype).cast(t));
+                let mut gradients = (y * upstream).sum().backward();
+                [x, w][which].grad_remove(&mut gradients).unwrap()
+            });
+        }
+    }
+}
+
+#[test]
+fn a_product_too_large_for_f16_is_infinite() {
+    let x = Tensor::<2>::full([1, 8], 200.0, &Device::flex()).cast(DType::F16);
+    let y = floats(kernels::linear(x.clone(), x).cast(DType::F32));
+    assert_eq!(y, [f32::INFINITY]);
+}
+
+#[test]
+fn a_loss_scale_above_f16s_range_lifts_gradients_that_f16_would_lose() {
+    // Weights of 1e-7 make gradients around f16's smallest number, 6e-8.
+    let (h, w) = (values(2 * 8, 1), values(5 * 8, 2).iter().map(|v| v * 1e-7).collect::<Vec<_>>());
+    let gradient = |scale: f32, dtype: DType| {
+        let leaf = |x: &[f32], shape| tracked(x, shape).inner().cast(dtype);
+        let h = leaf(&h, [2, 8]).autodiff().require_grad();
+        let w = Arc::new(PackedMatrix::from_f32(5, 8, &w));
+        let loss = kernels::linear_cross_entropy_packed(h.clone(), w, Arc::new([1, 3]));
+        let mut gradients = (loss * scale).backward();
+        floats(h.grad_remove(&mut gradients).unwrap().cast(DType::F32))
+    };
+    let scale = 131_072.0;
+    let (scaled, exact) = (gradient(scale, DType::F16), gradient(1.0, DType::F32));
+    for (got, want) in scaled.iter().zip(&exact) {
+        assert!((got / scale - want).abs() <= want.abs() * 1e-3 + 1e-12, "{got} {want}");
+    }
+    assert!(gradient(1.0, DType::F16).contains(&0.0));
 }

@@ -5,29 +5,10 @@
 //! nibbles: lane `i` low, lane `i + 8` high).
 
 use super::simd::LANES;
-use crate::multiversion;
-use half::{bf16, f16};
+use half::f16;
 
 /// Weights per block of the quantized formats.
 pub const BLOCK: usize = 32;
-
-multiversion! {
-    /// Half precision.
-    pub fn decode_f16(x: &[f16], out: &mut [f32]) {
-        for (o, v) in out.iter_mut().zip(x) {
-            *o = widen(*v);
-        }
-    }
-}
-
-multiversion! {
-    /// bfloat16.
-    pub fn decode_bf16(x: &[bf16], out: &mut [f32]) {
-        for (o, v) in out.iter_mut().zip(x) {
-            *o = f32::from_bits((v.to_bits() as u32) << 16);
-        }
-    }
-}
 
 /// `w = d·q`.
 pub fn decode_q8(quants: &[i8], scales: &[f16], out: &mut [f32]) {
@@ -78,17 +59,6 @@ fn portable<'a, T: 'a>(
             *o = minima.map_or(product, |m| product + m[block + i].to_f32());
         }
     }
-}
-
-/// f16 → f32 by integer arithmetic that vectorises; exact, including subnormals, infinities and NaN.
-#[inline(always)]
-fn widen(v: f16) -> f32 {
-    let bits = v.to_bits() as u32;
-    let (sign, magnitude) = ((bits & 0x8000) << 16, (bits & 0x7FFF) << 13);
-    // Rebias by multiplication: f16 exponents land 112 too low.
-    let scaled = f32::from_bits(magnitude) * f32::from_bits(0x7780_0000);
-    let special = if magnitude >= 0x0F80_0000 { 0x7F80_0000 } else { 0 };
-    f32::from_bits(scaled.to_bits() | special | sign)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -164,15 +134,6 @@ mod avx2 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn halves_widen_exactly() {
-        for bits in 0..=u16::MAX {
-            let v = f16::from_bits(bits);
-            let (got, want) = (widen(v), v.to_f32());
-            assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{bits:#x}");
-        }
-    }
 
     #[test]
     fn every_version_equals_the_portable_one_bit_for_bit() {

@@ -8,8 +8,9 @@
 //! [`NR`] columns, `k` in blocks that keep one panel in the first-level cache. Between blocks the chain is carried
 //! through `C` in memory.
 
+use super::stored::Stored;
 use crate::multiversion;
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 /// Rows per micro-tile.
@@ -23,13 +24,15 @@ const NC: usize = 4096;
 /// Below this many multiply-adds a product is not worth waking other threads.
 const PARALLEL_MIN: usize = 1 << 16;
 
-/// Elements of an operand: stored as f32 or bf16, computed in f32.
+/// Elements of an operand: stored as f32, bf16 or f16, computed in f32.
 #[derive(Clone, Copy)]
 pub enum Elems<'a> {
     /// Single precision.
     F32(&'a [f32]),
     /// bfloat16, widened while packing.
     Bf16(&'a [bf16]),
+    /// Half precision, widened while packing.
+    F16(&'a [f16]),
 }
 
 /// A matrix view: element `(i, j)` lies at `i·row + j·col`.
@@ -179,21 +182,16 @@ multiversion! {
         }
         let start = first * stride + k0 * k_stride;
         match elems {
-            Elems::F32(x) => pack_from(&x[start..], stride, k_stride, count, kb, width, out, |v| v),
-            Elems::Bf16(x) => pack_from(&x[start..], stride, k_stride, count, kb, width, out, widen),
+            Elems::F32(x) => pack_from(&x[start..], stride, k_stride, count, kb, width, out),
+            Elems::Bf16(x) => pack_from(&x[start..], stride, k_stride, count, kb, width, out),
+            Elems::F16(x) => pack_from(&x[start..], stride, k_stride, count, kb, width, out),
         }
     }
 }
 
-/// bf16 → f32 is a shift.
-#[inline(always)]
-fn widen(v: bf16) -> f32 {
-    f32::from_bits((v.to_bits() as u32) << 16)
-}
-
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn pack_from<T: Copy>(
+fn pack_from<T: Stored>(
     x: &[T],
     stride: usize,
     k_stride: usize,
@@ -201,26 +199,25 @@ fn pack_from<T: Copy>(
     kb: usize,
     width: usize,
     out: &mut [f32],
-    to_f32: impl Fn(T) -> f32,
 ) {
     if stride == 1 {
         for (k, row) in out.chunks_exact_mut(width).enumerate() {
             for (o, v) in row[..count].iter_mut().zip(&x[k * k_stride..][..count]) {
-                *o = to_f32(*v);
+                *o = v.widen();
             }
         }
     } else if k_stride == 1 {
-        // Transpose: eight steps of k at a time keep the written lines in cache.
+        let mut buffer = [0.0; KC];
         for i in 0..count {
-            let row = &x[i * stride..][..kb];
+            let row = T::floats(&x[i * stride..][..kb], &mut buffer);
             for (k, v) in row.iter().enumerate() {
-                out[k * width + i] = to_f32(*v);
+                out[k * width + i] = *v;
             }
         }
     } else {
         for k in 0..kb {
             for i in 0..count {
-                out[k * width + i] = to_f32(x[i * stride + k * k_stride]);
+                out[k * width + i] = x[i * stride + k * k_stride].widen();
             }
         }
     }
@@ -367,14 +364,31 @@ mod tests {
     }
 
     #[test]
-    fn bf16_operands_are_widened_exactly() {
-        let (m, n, k) = (9, 20, 40);
-        let a: Vec<bf16> = values(m * k, 6).into_iter().map(bf16::from_f32).collect();
-        let b = values(k * n, 7);
-        let wide: Vec<f32> = a.iter().map(|v| v.to_f32()).collect();
-        let (mut got, mut want) = (vec![0.0; m * n], vec![0.0; m * n]);
-        gemm(m, n, k, View::rows(Elems::Bf16(&a), k), View::rows(Elems::F32(&b), n), &mut got, false);
-        gemm(m, n, k, View::rows(Elems::F32(&wide), k), View::rows(Elems::F32(&b), n), &mut want, false);
-        assert_eq!(got, want);
+    fn narrow_operands_are_widened_exactly_in_all_transpositions() {
+        let (m, n, k) = (9, 20, 333);
+        let (a, b) = (values(m * k, 6), values(k * n, 7));
+        let brains = |x: &[f32]| x.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>();
+        let halves = |x: &[f32]| x.iter().map(|v| f16::from_f32(*v * 1e-4)).collect::<Vec<_>>();
+        let (a16, a_half) = (brains(&a), halves(&a));
+        let wide = [a16.iter().map(|v| v.to_f32()).collect(), a_half.iter().map(|v| v.to_f32()).collect()];
+        let narrow = [Elems::Bf16(&a16), Elems::F16(&a_half)];
+        for (narrow, wide) in narrow.into_iter().zip::<[Vec<f32>; 2]>(wide) {
+            for view in [View::rows, View::transposed] {
+                // Transposed, the m × k elements are those of a k × m matrix.
+                let columns = if view(Elems::F32(&wide), k).col == 1 { k } else { m };
+                let (mut got, mut want) = (vec![0.0; m * n], vec![0.0; m * n]);
+                gemm(m, n, k, view(narrow, columns), View::rows(Elems::F32(&b), n), &mut got, false);
+                gemm(
+                    m,
+                    n,
+                    k,
+                    view(Elems::F32(&wide), columns),
+                    View::rows(Elems::F32(&b), n),
+                    &mut want,
+                    false,
+                );
+                assert_eq!(got, want);
+            }
+        }
     }
 }

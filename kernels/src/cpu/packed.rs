@@ -5,9 +5,10 @@
 //! way and are decoded, exactly as the format's reference does, a few hundred columns at a time into the
 //! first-level cache. The arithmetic is that of [`super::gemm`]: one chain over ascending columns.
 
-use super::decode::{BLOCK, decode_bf16, decode_f16, decode_q4, decode_q4_min, decode_q8};
+use super::decode::{BLOCK, decode_q4, decode_q4_min, decode_q8};
 use super::gemm::{Elems, Output, View, gemm};
 use super::simd::LANES;
+use super::stored::Stored;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -136,8 +137,8 @@ impl PackedMatrix {
         let block = (panel * (self.columns / BLOCK) + from / BLOCK) * LANES;
         match &self.panels {
             Panels::F32(x) => out.copy_from_slice(&x[at..][..out.len()]),
-            Panels::F16(x) => decode_f16(&x[at..][..out.len()], out),
-            Panels::Bf16(x) => decode_bf16(&x[at..][..out.len()], out),
+            Panels::F16(x) => f16::widen_block(&x[at..][..out.len()], out),
+            Panels::Bf16(x) => bf16::widen_block(&x[at..][..out.len()], out),
             Panels::Q8 { quants, scales } => decode_q8(&quants[at..][..out.len()], &scales[block..], out),
             Panels::Q4 { quants, scales } => {
                 decode_q4(&quants[at / 2..][..out.len() / 2], &scales[block..], out);
