@@ -23,6 +23,7 @@ pub mod config;
 pub mod flops;
 pub mod gradients;
 pub mod layout;
+pub mod loss_scale;
 pub mod metrics;
 pub mod micro_batch;
 pub mod observer;
