@@ -1,6 +1,7 @@
 //! Micro-benchmarks, one question each, run with `cargo bench --package hearth-benches --bench NAME`.
 //!
-//! - `gemm`: how fast is the f32 matrix product at training shapes?
+//! - `adam`: which share of the memory bandwidth does AdamW reach?
+//! - `gemm`: how fast is the matrix product at training shapes, with f32, bf16 and f16 operands?
 //! - `packed`: how fast are products with packed and quantized matrices at decode and prefill row counts?
 //!
 //! Whole models are measured by `hearth bench train|prefill|decode`.

@@ -4,13 +4,18 @@
 //! same function in f32, so the state may be cut anywhere without changing a bit. States stored as bf16 are widened,
 //! updated in f32 and rounded to nearest even; the copy of the new parameters is written in the same pass.
 
-use super::stored::Stored;
+use super::stored::{Stored, stream_fence, stream_out};
 use crate::multiversion;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 /// Elements one task updates. Elements are independent, so the size changes no result.
 const CHUNK: usize = 1 << 14;
+/// Elements updated before their copy is made: they are still in the first-level cache then.
+const BLOCK: usize = 512;
+/// Spans from this length on write their copy past the caches: it would be evicted before anyone reads it, and a
+/// cached write first reads the line. 30 instead of 32 bytes per parameter move, measured 10% faster.
+const STREAMED: usize = 1 << 20;
 
 /// Optimizer state as it is stored.
 #[derive(Debug)]
@@ -155,24 +160,55 @@ fn in_tasks<R: Rule, A: Stored, B: Stored, C: Stored>(
     g: &[f32],
     copy: &mut [C],
 ) {
+    let streamed = size_of::<C>() > 0 && p.len() >= STREAMED;
     p.par_chunks_mut(CHUNK)
         .zip(a.par_chunks_mut(CHUNK))
         .zip(b.par_chunks_mut(CHUNK))
         .zip(g.par_chunks(CHUNK))
         .zip(copy.par_chunks_mut(CHUNK))
-        .for_each(|((((p, a), b), g), copy)| update_chunk(rule, p, a, b, g, copy));
+        .for_each(|((((p, a), b), g), copy)| {
+            update_chunk(rule, p, a, b, g, copy, streamed);
+            if streamed {
+                stream_fence();
+            }
+        });
 }
 
+fn update_chunk<R: Rule, A: Stored, B: Stored, C: Stored>(
+    rule: R,
+    p: &mut [f32],
+    a: &mut [A],
+    b: &mut [B],
+    g: &[f32],
+    copy: &mut [C],
+    streamed: bool,
+) {
+    let mut narrowed = [C::narrow(0.0); BLOCK];
+    let states = a.chunks_mut(BLOCK).zip(b.chunks_mut(BLOCK));
+    for (((p, g), (a, b)), copy) in
+        p.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).zip(states).zip(copy.chunks_mut(BLOCK))
+    {
+        update_block(rule, p, a, b, g);
+        if streamed {
+            let narrowed = &mut narrowed[..p.len()];
+            C::narrow_block(p, narrowed);
+            stream_out(narrowed, copy);
+        } else {
+            C::narrow_block(p, copy);
+        }
+    }
+}
+
+// Functions of their own, so that the compiler knows that the slices do not overlap.
 multiversion! {
-    fn update_chunk<R: Rule, A: Stored, B: Stored, C: Stored>(rule: R, p: &mut [f32], a: &mut [A], b: &mut [B], g: &[f32], copy: &mut [C]) {
+    fn update_block<R: Rule, A: Stored, B: Stored>(rule: R, p: &mut [f32], a: &mut [A], b: &mut [B], g: &[f32]) {
         let n = p.len();
-        let (a, b, g, copy) = (&mut a[..n], &mut b[..n], &g[..n], &mut copy[..n]);
+        let (a, b, g) = (&mut a[..n], &mut b[..n], &g[..n]);
         for i in 0..n {
             let (value, states) = rule.element(p[i], [a[i].widen(), b[i].widen()], g[i]);
             p[i] = value;
             a[i] = A::narrow(states[0]);
             b[i] = B::narrow(states[1]);
-            copy[i] = C::narrow(value);
         }
     }
 }
@@ -323,6 +359,16 @@ mod tests {
                     check(LION, apply_one, &[bf16], copy, &buffers);
                 }
                 check(SGD, apply_stateless, &[], copy, &buffers);
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_past_the_caches_is_the_same_copy() {
+        for offset in [0, 1, 7] {
+            let buffers = Buffers::new(3, STREAMED + 37, offset);
+            for copy in 0..4 {
+                check(ADAMW, apply_two, &[false, true], copy, &buffers);
             }
         }
     }

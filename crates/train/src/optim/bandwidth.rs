@@ -47,9 +47,9 @@ fn measure<S: Copy + Send + Sync>(
     zero: S,
     values: fn(&mut [S]) -> Values,
 ) -> AdamBandwidth {
-    let (mut p, g) = (vec![0.5f32; elements], vec![1e-3f32; elements]);
-    let (mut m, mut v) = (vec![zero; elements], vec![zero; elements]);
-    let mut copied = vec![bf16::ZERO; if copy { elements } else { 0 }];
+    let (mut p, g) = (spread(0, 0.5f32, elements), spread(1, 1e-3f32, elements));
+    let (mut m, mut v) = (spread(2, zero, elements), spread(3, zero, elements));
+    let mut copied = spread(4, bf16::ZERO, if copy { elements } else { 0 });
     let optim = OptimConfig::AdamW(AdamW { weight_decay: 0.1, ..AdamW::default() });
     let (mut samples, mut stream_samples) = (Vec::new(), Vec::new());
     for t in 0..=SAMPLES as u64 {
@@ -80,10 +80,18 @@ fn measure<S: Copy + Send + Sync>(
     }
 }
 
-/// Reads `p, m, v, g`, writes `p, m, v` and, if it is there, `copy`. Values stay as they are: `g` is read and its bits
-/// are masked away.
+/// `len` values. Buffers of equal length would lie at equal distances, which halves the bandwidth where their size is a
+/// power of two (their addresses fall together in the first-level cache's way predictor); so each is a little longer.
+fn spread<T: Copy>(index: usize, value: T, len: usize) -> Vec<T> {
+    const SKEW: usize = 37 * 4096;
+    let mut buffer = Vec::with_capacity(len + index * SKEW);
+    buffer.resize(len, value);
+    buffer
+}
+
+/// Reads `p, m, v, g`, writes `p, m, v` and, if it is there, `copy`. Values stay what they are: `p`'s last bit is flipped
+/// where `g`'s is set, `m` and `v` change places.
 fn stream<S: Copy + Send + Sync>(p: &mut [f32], m: &mut [S], v: &mut [S], g: &[f32], copy: &mut [bf16]) {
-    // Swapping m and v moves both through registers.
     let body = |p: &mut [f32], m: &mut [S], v: &mut [S], g: &[f32]| {
         for ((p, g), (m, v)) in p.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
             *p = f32::from_bits(p.to_bits() ^ (g.to_bits() & 1));
