@@ -9,6 +9,7 @@ pub mod kv;
 pub mod lion;
 pub mod loss;
 pub mod packed;
+pub mod pages;
 pub mod pointwise;
 pub mod rope;
 pub mod sgd;

@@ -2,6 +2,7 @@
 
 use super::{AdamW, CopyOut, OptimConfig, Span, StateDtype, Values};
 use half::bf16;
+use hearth_kernels::cpu::pages::with_capacity_on_huge_pages;
 use rayon::prelude::*;
 use std::time::Instant;
 
@@ -84,7 +85,7 @@ fn measure<S: Copy + Send + Sync>(
 /// power of two (their addresses fall together in the first-level cache's way predictor); so each is a little longer.
 fn spread<T: Copy>(index: usize, value: T, len: usize) -> Vec<T> {
     const SKEW: usize = 37 * 4096;
-    let mut buffer = Vec::with_capacity(len + index * SKEW);
+    let mut buffer = with_capacity_on_huge_pages(len + index * SKEW);
     buffer.resize(len, value);
     buffer
 }
