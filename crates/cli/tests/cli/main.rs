@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bad_input;
+mod ckpt;
 mod end_to_end;
 mod real_weights;
 mod support;
