@@ -63,6 +63,18 @@ pub struct ConvertReport {
 /// # Errors
 /// A source that cannot be read, a format that cannot be written there, an output that exists already, a full disk.
 pub fn run(args: &ConvertArgs, ui: &Ui) -> anyhow::Result<ConvertReport> {
+    run_sharded(args, hf_dir::MAX_SHARD_BYTES, ui)
+}
+
+/// [`run`] with safetensors files of at most `max_shard_bytes` unless one tensor is larger.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_sharded(
+    args: &ConvertArgs,
+    max_shard_bytes: u64,
+    ui: &Ui,
+) -> anyhow::Result<ConvertReport> {
     let start = Instant::now();
     let requested = requested_format(&args.quant)?;
     let mut model = Model::open_adapted(&args.source, args.adapter.as_deref(), ui)?;
@@ -73,7 +85,7 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> anyhow::Result<ConvertReport> {
     let plan: Vec<TensorMeta> = plan.into_iter().map(|(_, to)| to).collect();
     match args.to {
         Target::Bundle => write_bundle(&args.output, &model, &plan, ui)?,
-        Target::Safetensors => write_directory(&args.output, &model.files, &plan, ui)?,
+        Target::Safetensors => write_directory(&args.output, &model.files, &plan, max_shard_bytes, ui)?,
         Target::Gguf => write_gguf(&args.output, &model, &plan, ui)?,
     }
     drop(side);
@@ -152,8 +164,14 @@ fn write_bundle(output: &Path, model: &Model, plan: &[TensorMeta], ui: &Ui) -> a
     Ok(writer.finish()?)
 }
 
-fn write_directory(output: &Path, files: &ModelFiles, plan: &[TensorMeta], ui: &Ui) -> anyhow::Result<()> {
-    let mut writer = HfWriter::create(output, &files.hf_config, plan, hf_dir::MAX_SHARD_BYTES)?;
+fn write_directory(
+    output: &Path,
+    files: &ModelFiles,
+    plan: &[TensorMeta],
+    max_shard_bytes: u64,
+    ui: &Ui,
+) -> anyhow::Result<()> {
+    let mut writer = HfWriter::create(output, &files.hf_config, plan, max_shard_bytes)?;
     for (name, bytes) in hf_dir::side_files(files)? {
         writer.file(&name, &bytes)?;
     }

@@ -15,27 +15,30 @@ pub const DATA_ALIGNMENT: u64 = 4096;
 
 /// How a number of the training state is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StateDtype {
+pub enum StoredDtype {
     /// 32-bit IEEE.
     F32,
     /// bfloat16.
     Bf16,
+    /// 16-bit IEEE: never a run's state, but what an export may be asked for.
+    F16,
 }
 
-impl StateDtype {
+impl StoredDtype {
     /// Bytes of one number.
     pub fn bytes(self) -> u64 {
         match self {
-            StateDtype::F32 => 4,
-            StateDtype::Bf16 => 2,
+            StoredDtype::F32 => 4,
+            StoredDtype::Bf16 | StoredDtype::F16 => 2,
         }
     }
 
     /// Its name in a safetensors header.
     fn name(self) -> &'static str {
         match self {
-            StateDtype::F32 => "F32",
-            StateDtype::Bf16 => "BF16",
+            StoredDtype::F32 => "F32",
+            StoredDtype::Bf16 => "BF16",
+            StoredDtype::F16 => "F16",
         }
     }
 }
@@ -48,7 +51,7 @@ pub struct StateTensor {
     /// Row-major shape.
     pub shape: Vec<usize>,
     /// How its numbers are stored.
-    pub dtype: StateDtype,
+    pub dtype: StoredDtype,
 }
 
 impl StateTensor {
@@ -122,7 +125,7 @@ mod tests {
     use super::*;
     use safetensors::SafeTensors;
 
-    fn tensor(name: &str, shape: &[usize], dtype: StateDtype) -> StateTensor {
+    fn tensor(name: &str, shape: &[usize], dtype: StoredDtype) -> StateTensor {
         StateTensor { name: name.into(), shape: shape.to_vec(), dtype }
     }
 
@@ -130,7 +133,7 @@ mod tests {
     fn any_reader_of_safetensors_finds_the_tensors_where_the_layout_says() {
         for count in [0, 1, 2, 37, 400] {
             let one = |i: usize| {
-                let dtype = if i.is_multiple_of(2) { StateDtype::F32 } else { StateDtype::Bf16 };
+                let dtype = if i.is_multiple_of(2) { StoredDtype::F32 } else { StoredDtype::Bf16 };
                 tensor(&format!("model.layers.{i}.weight"), &[i % 5, 3], dtype)
             };
             let file = StateFile { name: "x.safetensors".into(), tensors: (0..count).map(one).collect() };
@@ -150,7 +153,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "m.a stands twice in optimizer.safetensors")]
     fn two_tensors_of_one_name_are_a_bug() {
-        let tensors = vec![tensor("m.a", &[1], StateDtype::F32); 2];
+        let tensors = vec![tensor("m.a", &[1], StoredDtype::F32); 2];
         StateFile { name: "optimizer.safetensors".into(), tensors }.header();
     }
 }

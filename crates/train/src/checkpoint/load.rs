@@ -1,7 +1,7 @@
 //! Finding, verifying and reading checkpoints.
 
 use super::manifest::{FileEntry, Manifest, PieceEntry};
-use super::{MANIFEST_FILE, StateFile, StateReader, pieces, step_of};
+use super::{MANIFEST_FILE, StateFile, StateReader, pieces, reader, step_of};
 use crate::Error;
 use crate::config::hex;
 use hearth_weights::TensorSource;
@@ -64,7 +64,10 @@ pub fn search(dir: &Path) -> Result<Search, Error> {
 
 /// Directories named `step-N`, newest first, and those that were to be replaced by one that never got its name. A
 /// directory that does not exist holds none.
-pub(super) fn steps(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
+///
+/// # Errors
+/// [`Error::Io`] when the directory is there and cannot be read.
+pub fn steps(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -132,10 +135,24 @@ impl Checkpoint {
     /// [`Error::Damaged`] when the checkpoint has no such file or its header is wrong, [`Error::Foreign`] when its
     /// tensors have other names or shapes.
     pub fn reader(&self, wanted: &StateFile) -> Result<StateReader, Error> {
-        if !self.manifest.files.iter().any(|entry| entry.name == wanted.name) {
-            return Err(Error::damaged(&self.path, format!("it has no {}", wanted.name)));
-        }
+        self.need(&wanted.name)?;
         StateReader::open(&self.path, wanted)
+    }
+
+    /// What one file holds, in the order of its data.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when the checkpoint has no such file or its header is wrong.
+    pub fn state_file(&self, name: &str) -> Result<StateFile, Error> {
+        self.need(name)?;
+        reader::stored(&self.path, name)
+    }
+
+    fn need(&self, file: &str) -> Result<(), Error> {
+        match self.manifest.files.iter().any(|entry| entry.name == file) {
+            true => Ok(()),
+            false => Err(Error::damaged(&self.path, format!("it has no {file}"))),
+        }
     }
 
     /// The tensors of one file.
@@ -143,9 +160,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Damaged`] when the checkpoint has no such file; [`Error::Weights`].
     pub fn tensors(&self, file: &str) -> Result<impl TensorSource + use<>, Error> {
-        if !self.manifest.files.iter().any(|entry| entry.name == file) {
-            return Err(Error::damaged(&self.path, format!("it has no {file}")));
-        }
+        self.need(file)?;
         Ok(SafetensorsSource::open(&self.path.join(file))?)
     }
 }

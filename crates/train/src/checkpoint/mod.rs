@@ -4,6 +4,7 @@
 //! - [`layout`]: the safetensors files of the training state, before a byte is written; [`pieces`]: who writes what.
 //! - [`saver`]: writing by many ranks in the background; `save`: by one rank at once; `reveal`: names given and taken.
 //! - `manifest`: `checkpoint.json`; `load`: finding and verifying; `reader`: reading any range into any layout.
+//! - `export`: a Hugging Face directory out of a checkpoint, a few MiB in memory at a time.
 //! - [`files`]: the operations on the disk, so that tests can let each fail.
 //!
 //! # Layout on disk
@@ -30,15 +31,17 @@ pub mod layout;
 pub mod pieces;
 pub mod saver;
 
+mod export;
 mod load;
 mod manifest;
 mod reader;
 mod reveal;
 mod save;
 
+pub use export::export;
 pub use files::{Disk, Files, WriteAt};
-pub use layout::{StateDtype, StateFile, StateTensor};
-pub use load::{Checkpoint, Search, Skipped, search};
+pub use layout::{StateFile, StateTensor, StoredDtype};
+pub use load::{Checkpoint, Search, Skipped, search, steps};
 pub use manifest::{Facts, FileEntry, Manifest, ModelIdentity, PieceEntry, Progress};
 pub use pieces::{Piece, WrittenPiece, decode_outcome, encode_outcome};
 pub use reader::StateReader;

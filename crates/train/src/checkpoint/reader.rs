@@ -1,8 +1,8 @@
 //! Reading any range of a checkpoint's state into the layout and dtype a run wants.
 
-use super::{StateDtype, StateFile, StateTensor};
+use super::{StateFile, StateTensor, StoredDtype};
 use crate::Error;
-use half::bf16;
+use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::fs::File;
@@ -36,7 +36,7 @@ struct Place {
     /// First byte in the file that is there.
     stored_at: u64,
     /// How it is stored there.
-    stored: StateDtype,
+    stored: StoredDtype,
 }
 
 impl StateReader {
@@ -131,7 +131,13 @@ impl StateReader {
     }
 
     /// Elements of one tensor, in another dtype than they are stored in.
-    fn convert(&mut self, place: Place, first: u64, wanted: StateDtype, out: &mut [u8]) -> Result<(), Error> {
+    fn convert(
+        &mut self,
+        place: Place,
+        first: u64,
+        wanted: StoredDtype,
+        out: &mut [u8],
+    ) -> Result<(), Error> {
         let mut values = vec![0.0; CHUNK.min(out.len() / wanted.bytes() as usize)];
         let mut at = first;
         for out in out.chunks_mut(CHUNK * wanted.bytes() as usize) {
@@ -186,45 +192,75 @@ fn read_header(file: &mut File) -> Result<(u64, Metadata), String> {
 }
 
 /// How the tensor is stored, if it is the one wanted.
-fn matching(wanted: &StateTensor, found: &TensorInfo) -> Result<StateDtype, String> {
+fn matching(wanted: &StateTensor, found: &TensorInfo) -> Result<StoredDtype, String> {
     let name = &wanted.name;
     if found.shape != wanted.shape {
         return Err(format!("has {name} as {:?}, this run needs {:?}", found.shape, wanted.shape));
     }
+    dtype(name, found)
+}
+
+fn dtype(name: &str, found: &TensorInfo) -> Result<StoredDtype, String> {
     match found.dtype {
-        Dtype::F32 => Ok(StateDtype::F32),
-        Dtype::BF16 => Ok(StateDtype::Bf16),
-        other => Err(format!("has {name} as {other:?}, state is F32 or BF16")),
+        Dtype::F32 => Ok(StoredDtype::F32),
+        Dtype::BF16 => Ok(StoredDtype::Bf16),
+        Dtype::F16 => Ok(StoredDtype::F16),
+        other => Err(format!("has {name} as {other:?}; hearth reads F32, BF16 and F16")),
     }
 }
 
+/// The tensors of a file, as it says itself.
+pub(super) fn stored(checkpoint: &Path, name: &str) -> Result<StateFile, Error> {
+    let path = checkpoint.join(name);
+    let mut file = File::open(&path).map_err(Error::io(&path))?;
+    let damaged = |why| Error::damaged(checkpoint, format!("{name} {why}"));
+    let (_, metadata) = read_header(&mut file).map_err(damaged)?;
+    let mut tensors = Vec::new();
+    for name in metadata.offset_keys() {
+        let Some(info) = metadata.info(&name) else { continue };
+        let dtype = dtype(&name, info).map_err(damaged)?;
+        tensors.push(StateTensor { name, shape: info.shape.clone(), dtype });
+    }
+    Ok(StateFile { name: name.into(), tensors })
+}
+
 /// Little-endian numbers to f32, exactly.
-fn decode(bytes: &[u8], dtype: StateDtype, out: &mut [f32]) {
+fn decode(bytes: &[u8], dtype: StoredDtype, out: &mut [f32]) {
     match dtype {
-        StateDtype::F32 => {
+        StoredDtype::F32 => {
             for (value, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
                 *value = f32::from_le_bytes(*bytes);
             }
         }
-        StateDtype::Bf16 => {
+        StoredDtype::Bf16 => {
             for (value, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
                 *value = bf16::from_le_bytes(*bytes).to_f32();
+            }
+        }
+        StoredDtype::F16 => {
+            for (value, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *value = f16::from_le_bytes(*bytes).to_f32();
             }
         }
     }
 }
 
-/// f32 to little-endian numbers; to bfloat16 rounded to the nearest, ties to even.
-fn encode(values: &[f32], dtype: StateDtype, out: &mut [u8]) {
+/// f32 to little-endian numbers; to 16 bits rounded to the nearest, ties to even.
+fn encode(values: &[f32], dtype: StoredDtype, out: &mut [u8]) {
     match dtype {
-        StateDtype::F32 => {
+        StoredDtype::F32 => {
             for (value, bytes) in values.iter().zip(out.as_chunks_mut().0) {
                 *bytes = value.to_le_bytes();
             }
         }
-        StateDtype::Bf16 => {
+        StoredDtype::Bf16 => {
             for (value, bytes) in values.iter().zip(out.as_chunks_mut().0) {
                 *bytes = bf16::from_f32(*value).to_le_bytes();
+            }
+        }
+        StoredDtype::F16 => {
+            for (value, bytes) in values.iter().zip(out.as_chunks_mut().0) {
+                *bytes = f16::from_f32(*value).to_le_bytes();
             }
         }
     }
