@@ -4,7 +4,7 @@ use crate::commands::convert::{self, ConvertArgs, Target};
 use crate::exit::usage;
 use crate::ui::{Report, Ui, bytes, table};
 use hearth_memory::Size;
-use hearth_train::checkpoint::{self, Checkpoint, Disk, Skipped, StoredDtype};
+use hearth_train::checkpoint::{self, Checkpoint, Disk, Skipped, StateDtype};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -59,11 +59,11 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    fn stored(self) -> StoredDtype {
+    fn stored(self) -> StateDtype {
         match self {
-            Dtype::F32 => StoredDtype::F32,
-            Dtype::Bf16 => StoredDtype::Bf16,
-            Dtype::F16 => StoredDtype::F16,
+            Dtype::F32 => StateDtype::F32,
+            Dtype::Bf16 => StateDtype::Bf16,
+            Dtype::F16 => StateDtype::F16,
         }
     }
 

@@ -3,7 +3,7 @@
 //! An export is the same state in another layout: what is written is read in that layout, [`CHUNK_BYTES`] at a time.
 
 use super::saver::CHUNK_BYTES;
-use super::{Checkpoint, Files, MODEL_FILE, StateFile, StateReader, StoredDtype};
+use super::{Checkpoint, Files, MODEL_FILE, StateDtype, StateFile, StateReader};
 use crate::Error;
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -20,7 +20,7 @@ pub fn export(
     files: &dyn Files,
     checkpoint: &Checkpoint,
     destination: &Path,
-    dtype: StoredDtype,
+    dtype: StateDtype,
     max_shard_bytes: u64,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), Error> {
@@ -96,7 +96,7 @@ impl Export<'_> {
     fn write(
         mut self,
         checkpoint: &Checkpoint,
-        dtype: StoredDtype,
+        dtype: StateDtype,
         shards: &[StateFile],
     ) -> Result<(), Error> {
         for shard in shards {
@@ -159,13 +159,13 @@ fn index(shards: &[StateFile]) -> Vec<u8> {
 }
 
 /// `config.json` with the dtype the weights are exported in. transformers 5 calls it dtype, 4 torch_dtype.
-fn with_dtype(path: &Path, config: &[u8], dtype: StoredDtype) -> Result<Vec<u8>, Error> {
+fn with_dtype(path: &Path, config: &[u8], dtype: StateDtype) -> Result<Vec<u8>, Error> {
     let mut config: Map<String, Value> =
         serde_json::from_slice(config).map_err(|e| Error::io(path)(io::Error::from(e)))?;
     let name = match dtype {
-        StoredDtype::F32 => "float32",
-        StoredDtype::Bf16 => "bfloat16",
-        StoredDtype::F16 => "float16",
+        StateDtype::F32 => "float32",
+        StateDtype::Bf16 => "bfloat16",
+        StateDtype::F16 => "float16",
     };
     let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
     config.insert(key.into(), name.into());

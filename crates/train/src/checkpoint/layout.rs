@@ -15,7 +15,7 @@ pub const DATA_ALIGNMENT: u64 = 4096;
 
 /// How a number of the training state is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoredDtype {
+pub enum StateDtype {
     /// 32-bit IEEE.
     F32,
     /// bfloat16.
@@ -24,21 +24,21 @@ pub enum StoredDtype {
     F16,
 }
 
-impl StoredDtype {
+impl StateDtype {
     /// Bytes of one number.
     pub fn bytes(self) -> u64 {
         match self {
-            StoredDtype::F32 => 4,
-            StoredDtype::Bf16 | StoredDtype::F16 => 2,
+            StateDtype::F32 => 4,
+            StateDtype::Bf16 | StateDtype::F16 => 2,
         }
     }
 
     /// Its name in a safetensors header.
     fn name(self) -> &'static str {
         match self {
-            StoredDtype::F32 => "F32",
-            StoredDtype::Bf16 => "BF16",
-            StoredDtype::F16 => "F16",
+            StateDtype::F32 => "F32",
+            StateDtype::Bf16 => "BF16",
+            StateDtype::F16 => "F16",
         }
     }
 }
@@ -51,7 +51,7 @@ pub struct StateTensor {
     /// Row-major shape.
     pub shape: Vec<usize>,
     /// How its numbers are stored.
-    pub dtype: StoredDtype,
+    pub dtype: StateDtype,
 }
 
 impl StateTensor {
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
     use safetensors::SafeTensors;
 
-    fn tensor(name: &str, shape: &[usize], dtype: StoredDtype) -> StateTensor {
+    fn tensor(name: &str, shape: &[usize], dtype: StateDtype) -> StateTensor {
         StateTensor { name: name.into(), shape: shape.to_vec(), dtype }
     }
 
@@ -133,7 +133,7 @@ mod tests {
     fn any_reader_of_safetensors_finds_the_tensors_where_the_layout_says() {
         for count in [0, 1, 2, 37, 400] {
             let one = |i: usize| {
-                let dtype = if i.is_multiple_of(2) { StoredDtype::F32 } else { StoredDtype::Bf16 };
+                let dtype = if i.is_multiple_of(2) { StateDtype::F32 } else { StateDtype::Bf16 };
                 tensor(&format!("model.layers.{i}.weight"), &[i % 5, 3], dtype)
             };
             let file = StateFile { name: "x.safetensors".into(), tensors: (0..count).map(one).collect() };
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "m.a stands twice in optimizer.safetensors")]
     fn two_tensors_of_one_name_are_a_bug() {
-        let tensors = vec![tensor("m.a", &[1], StoredDtype::F32); 2];
+        let tensors = vec![tensor("m.a", &[1], StateDtype::F32); 2];
         StateFile { name: "optimizer.safetensors".into(), tensors }.header();
     }
 }

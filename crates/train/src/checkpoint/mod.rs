@@ -40,7 +40,7 @@ mod save;
 
 pub use export::export;
 pub use files::{Disk, Files, WriteAt};
-pub use layout::{StateFile, StateTensor, StoredDtype};
+pub use layout::{StateDtype, StateFile, StateTensor};
 pub use load::{Checkpoint, Search, Skipped, search, steps};
 pub use manifest::{Facts, FileEntry, Manifest, ModelIdentity, PieceEntry, Progress};
 pub use pieces::{Piece, WrittenPiece, decode_outcome, encode_outcome};

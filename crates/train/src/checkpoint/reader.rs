@@ -1,6 +1,6 @@
 //! Reading any range of a checkpoint's state into the layout and dtype a run wants.
 
-use super::{StateFile, StateTensor, StoredDtype};
+use super::{StateDtype, StateFile, StateTensor};
 use crate::Error;
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -36,7 +36,7 @@ struct Place {
     /// First byte in the file that is there.
     stored_at: u64,
     /// How it is stored there.
-    stored: StoredDtype,
+    stored: StateDtype,
 }
 
 impl StateReader {
@@ -131,13 +131,7 @@ impl StateReader {
     }
 
     /// Elements of one tensor, in another dtype than they are stored in.
-    fn convert(
-        &mut self,
-        place: Place,
-        first: u64,
-        wanted: StoredDtype,
-        out: &mut [u8],
-    ) -> Result<(), Error> {
+    fn convert(&mut self, place: Place, first: u64, wanted: StateDtype, out: &mut [u8]) -> Result<(), Error> {
         let mut values = vec![0.0; CHUNK.min(out.len() / wanted.bytes() as usize)];
         let mut at = first;
         for out in out.chunks_mut(CHUNK * wanted.bytes() as usize) {
@@ -192,7 +186,7 @@ fn read_header(file: &mut File) -> Result<(u64, Metadata), String> {
 }
 
 /// How the tensor is stored, if it is the one wanted.
-fn matching(wanted: &StateTensor, found: &TensorInfo) -> Result<StoredDtype, String> {
+fn matching(wanted: &StateTensor, found: &TensorInfo) -> Result<StateDtype, String> {
     let name = &wanted.name;
     if found.shape != wanted.shape {
         return Err(format!("has {name} as {:?}, this run needs {:?}", found.shape, wanted.shape));
@@ -200,11 +194,11 @@ fn matching(wanted: &StateTensor, found: &TensorInfo) -> Result<StoredDtype, Str
     dtype(name, found)
 }
 
-fn dtype(name: &str, found: &TensorInfo) -> Result<StoredDtype, String> {
+fn dtype(name: &str, found: &TensorInfo) -> Result<StateDtype, String> {
     match found.dtype {
-        Dtype::F32 => Ok(StoredDtype::F32),
-        Dtype::BF16 => Ok(StoredDtype::Bf16),
-        Dtype::F16 => Ok(StoredDtype::F16),
+        Dtype::F32 => Ok(StateDtype::F32),
+        Dtype::BF16 => Ok(StateDtype::Bf16),
+        Dtype::F16 => Ok(StateDtype::F16),
         other => Err(format!("has {name} as {other:?}; hearth reads F32, BF16 and F16")),
     }
 }
@@ -225,19 +219,19 @@ pub(super) fn stored(checkpoint: &Path, name: &str) -> Result<StateFile, Error> 
 }
 
 /// Little-endian numbers to f32, exactly.
-fn decode(bytes: &[u8], dtype: StoredDtype, out: &mut [f32]) {
+fn decode(bytes: &[u8], dtype: StateDtype, out: &mut [f32]) {
     match dtype {
-        StoredDtype::F32 => {
+        StateDtype::F32 => {
             for (value, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
                 *value = f32::from_le_bytes(*bytes);
             }
         }
-        StoredDtype::Bf16 => {
+        StateDtype::Bf16 => {
             for (value, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
                 *value = bf16::from_le_bytes(*bytes).to_f32();
             }
         }
-        StoredDtype::F16 => {
+        StateDtype::F16 => {
             for (value, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
                 *value = f16::from_le_bytes(*bytes).to_f32();
             }
@@ -246,19 +240,19 @@ fn decode(bytes: &[u8], dtype: StoredDtype, out: &mut [f32]) {
 }
 
 /// f32 to little-endian numbers; to 16 bits rounded to the nearest, ties to even.
-fn encode(values: &[f32], dtype: StoredDtype, out: &mut [u8]) {
+fn encode(values: &[f32], dtype: StateDtype, out: &mut [u8]) {
     match dtype {
-        StoredDtype::F32 => {
+        StateDtype::F32 => {
             for (value, bytes) in values.iter().zip(out.as_chunks_mut().0) {
                 *bytes = value.to_le_bytes();
             }
         }
-        StoredDtype::Bf16 => {
+        StateDtype::Bf16 => {
             for (value, bytes) in values.iter().zip(out.as_chunks_mut().0) {
                 *bytes = bf16::from_f32(*value).to_le_bytes();
             }
         }
-        StoredDtype::F16 => {
+        StateDtype::F16 => {
             for (value, bytes) in values.iter().zip(out.as_chunks_mut().0) {
                 *bytes = f16::from_f32(*value).to_le_bytes();
             }

@@ -4,7 +4,7 @@ use super::{contents, data, facts, files, save};
 use crate::faulty_disk::{Fault, FaultyDisk};
 use crate::support::{config, model, trainer};
 use hearth_train::checkpoint::{
-    self, Checkpoint, Piece, StateFile, StateTensor, StoredDtype, WriteAt, begin, export, finish,
+    self, Checkpoint, Piece, StateDtype, StateFile, StateTensor, WriteAt, begin, export, finish,
     saver::CHUNK_BYTES, write_pieces,
 };
 use hearth_train::{CheckpointConfig, Disk, Files, TrainConfig};
@@ -61,9 +61,9 @@ fn an_export_of_any_dtype_and_shard_size_is_the_model() {
         trainer.run(&[], &mut (), &AtomicBool::new(false)).expect("runs").checkpoint.expect("is saved");
     let found = Checkpoint::open(&path).expect("is complete");
     for (dtype, limit, name) in [
-        (StoredDtype::F32, u64::MAX, "whole"),
-        (StoredDtype::Bf16, 9000, "shards"),
-        (StoredDtype::F16, 1, "each"),
+        (StateDtype::F32, u64::MAX, "whole"),
+        (StateDtype::Bf16, 9000, "shards"),
+        (StateDtype::F16, 1, "each"),
     ] {
         let destination = dir.path().join(name);
         let mut heard = Vec::new();
@@ -83,22 +83,22 @@ fn an_export_of_any_dtype_and_shard_size_is_the_model() {
             assert!(!name.contains("optimizer") && name != checkpoint::MANIFEST_FILE, "{name}");
         }
     }
-    let again = export(&Disk, &found, &dir.path().join("each"), StoredDtype::F32, 1, &mut |_, _| {});
+    let again = export(&Disk, &found, &dir.path().join("each"), StateDtype::F32, 1, &mut |_, _| {});
     assert!(again.expect_err("is refused").to_string().contains("each"));
 }
 
-fn round(value: f32, dtype: StoredDtype) -> f32 {
+fn round(value: f32, dtype: StateDtype) -> f32 {
     match dtype {
-        StoredDtype::F32 => value,
-        StoredDtype::Bf16 => half::bf16::from_f32(value).to_f32(),
-        StoredDtype::F16 => half::f16::from_f32(value).to_f32(),
+        StateDtype::F32 => value,
+        StateDtype::Bf16 => half::bf16::from_f32(value).to_f32(),
+        StateDtype::F16 => half::f16::from_f32(value).to_f32(),
     }
 }
 
 #[test]
 fn an_export_holds_a_chunk_and_never_a_tensor() {
     let dir = tempfile::tempdir().unwrap();
-    let tensor = StateTensor { name: "w".into(), shape: vec![5 << 20], dtype: StoredDtype::F32 };
+    let tensor = StateTensor { name: "w".into(), shape: vec![5 << 20], dtype: StateDtype::F32 };
     let layout = [StateFile { name: checkpoint::MODEL_FILE.into(), tensors: vec![tensor] }];
     let piece = Piece { file: 0, offset: 0, bytes: layout[0].data_bytes() };
     let partial = begin(&Disk, dir.path(), 1, &layout, &[], false).expect("begins");
@@ -109,7 +109,7 @@ fn an_export_holds_a_chunk_and_never_a_tensor() {
     let written = write_pieces(&Disk, partial.path(), &layout, &[piece], &mut zeros).expect("writes");
     let path = finish(&Disk, partial, facts(&TrainConfig::default(), 1, 1), vec![written]).expect("saves");
     let (found, largest) = (Checkpoint::open(&path).expect("is complete"), Arc::new(AtomicUsize::new(0)));
-    export(&Counting(largest.clone()), &found, &dir.path().join("out"), StoredDtype::F32, 1, &mut |_, _| {})
+    export(&Counting(largest.clone()), &found, &dir.path().join("out"), StateDtype::F32, 1, &mut |_, _| {})
         .expect("is exported");
     assert_eq!(largest.load(Ordering::Relaxed) as u64, CHUNK_BYTES);
 }
@@ -119,12 +119,12 @@ fn an_export_that_fails_is_complete_or_not_there() {
     let dir = tempfile::tempdir().unwrap();
     let run = save(&Disk, &dir.path().join("run"), 1, 2, 1).expect("saves");
     let found = Checkpoint::open(&run).expect("is complete");
-    let whole = data(1, 0, &files(StoredDtype::F32)[0]);
+    let whole = data(1, 0, &files(StateDtype::F32)[0]);
     let mut absent = 0;
     for at in 0.. {
         let out = dir.path().join("out");
         let disk = FaultyDisk::new(Fault::Fails, at);
-        let exported = export(&disk, &found, &out, StoredDtype::F32, 100, &mut |_, _| {});
+        let exported = export(&disk, &found, &out, StateDtype::F32, 100, &mut |_, _| {});
         if out.exists() {
             let shards = contents(&out);
             let data = shards.iter().filter(|(name, _)| name.ends_with(".safetensors"));

@@ -2,7 +2,7 @@
 
 use super::{Dice, assert_state, companions, files, save};
 use crate::faulty_disk::{Fault, FaultyDisk};
-use hearth_train::checkpoint::{self, StoredDtype, begin, prune, search, step_path, sweep};
+use hearth_train::checkpoint::{self, StateDtype, begin, prune, search, step_path, sweep};
 use hearth_train::{Disk, Files};
 use std::path::Path;
 
@@ -115,7 +115,7 @@ fn a_run_survives_faults_at_random_points_of_random_layouts() {
 
 #[test]
 fn a_disk_too_small_is_known_before_a_rank_writes() {
-    let (dir, layout) = (damaged_run(), files(StoredDtype::F32));
+    let (dir, layout) = (damaged_run(), files(StateDtype::F32));
     let disk = FaultyDisk::new(Fault::Fills, 2);
     let error = begin(&disk, dir.path(), 3, &layout, &[], false).expect_err("has no room").to_string();
     assert!(error.contains("step-3 was not saved: no space left on device"), "{error}");
@@ -125,9 +125,9 @@ fn a_disk_too_small_is_known_before_a_rank_writes() {
 #[test]
 fn what_killed_saves_left_is_removed_by_a_clean_begin() {
     let dir = damaged_run();
-    begin(&Disk, dir.path(), 7, &files(StoredDtype::F32), &companions(), false).expect("begins");
+    begin(&Disk, dir.path(), 7, &files(StateDtype::F32), &companions(), false).expect("begins");
     std::fs::rename(step_path(dir.path(), 2), dir.path().join(".step-2.replaced")).unwrap();
-    begin(&Disk, dir.path(), 8, &files(StoredDtype::F32), &[], true).expect("begins");
+    begin(&Disk, dir.path(), 8, &files(StateDtype::F32), &[], true).expect("begins");
     let mut names: Vec<_> = std::fs::read_dir(dir.path())
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())

@@ -6,7 +6,7 @@ mod reading;
 mod saving;
 
 use hearth_train::checkpoint::{
-    self, Checkpoint, Facts, ModelIdentity, Piece, Progress, StateFile, StateTensor, StoredDtype, begin,
+    self, Checkpoint, Facts, ModelIdentity, Piece, Progress, StateDtype, StateFile, StateTensor, begin,
     decode_outcome, encode_outcome, finish, step_path, write_pieces,
 };
 use hearth_train::{Companion, Error, Files, TrainConfig};
@@ -29,9 +29,9 @@ impl Dice {
 pub const PARAMS: [(&str, &[usize]); 4] =
     [("embed", &[7, 3]), ("norm", &[5]), ("empty", &[0, 3]), ("head", &[11, 2])];
 
-pub fn files(state: StoredDtype) -> Vec<StateFile> {
+pub fn files(state: StateDtype) -> Vec<StateFile> {
     let tensor = |name: String, shape: &[usize], dtype| StateTensor { name, shape: shape.to_vec(), dtype };
-    let masters = PARAMS.map(|(name, shape)| tensor(name.into(), shape, StoredDtype::F32));
+    let masters = PARAMS.map(|(name, shape)| tensor(name.into(), shape, StateDtype::F32));
     let states = ["m", "v"].map(|s| PARAMS.map(|(name, shape)| tensor(format!("{s}.{name}"), shape, state)));
     vec![
         StateFile { name: checkpoint::MODEL_FILE.into(), tensors: masters.to_vec() },
@@ -46,16 +46,15 @@ pub fn number(step: u64, file: usize, i: u64) -> f32 {
 
 /// The data of a file after some step.
 pub fn data(step: u64, file: usize, layout: &StateFile) -> Vec<u8> {
-    let numbers =
-        |dtype: StoredDtype| (0..layout.data_bytes() / dtype.bytes()).map(|i| number(step, file, i));
+    let numbers = |dtype: StateDtype| (0..layout.data_bytes() / dtype.bytes()).map(|i| number(step, file, i));
     match layout.tensors[0].dtype {
-        StoredDtype::F32 => numbers(StoredDtype::F32).flat_map(f32::to_le_bytes).collect(),
-        StoredDtype::F16 => {
-            numbers(StoredDtype::F16).flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect()
+        StateDtype::F32 => numbers(StateDtype::F32).flat_map(f32::to_le_bytes).collect(),
+        StateDtype::F16 => {
+            numbers(StateDtype::F16).flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect()
         }
-        StoredDtype::Bf16 => {
+        StateDtype::Bf16 => {
             let short = |x: f32| half::bf16::from_f32(x).to_le_bytes();
-            numbers(StoredDtype::Bf16).flat_map(short).collect()
+            numbers(StateDtype::Bf16).flat_map(short).collect()
         }
     }
 }
@@ -126,7 +125,7 @@ pub fn save_parts(
 }
 
 pub fn save(disk: &dyn Files, dir: &Path, step: u64, world: usize, seed: u64) -> Result<PathBuf, Error> {
-    let layout = files(StoredDtype::F32);
+    let layout = files(StateDtype::F32);
     save_parts(disk, dir, step, &layout, &partition(&layout, world, &mut Dice(seed)))
 }
 
@@ -142,7 +141,7 @@ pub fn contents(path: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// Whether a checkpoint holds the state after its step, bit for bit.
 pub fn assert_state(found: &Checkpoint) {
-    for (index, file) in files(StoredDtype::F32).iter().enumerate() {
+    for (index, file) in files(StateDtype::F32).iter().enumerate() {
         let mut reader = found.reader(file).expect("is there");
         let mut bytes = vec![0; reader.len() as usize];
         reader.read(0, &mut bytes).expect("reads");

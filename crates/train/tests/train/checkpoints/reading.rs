@@ -1,7 +1,7 @@
 //! Any layout reads what any other wrote; what lies is named.
 
 use super::{Dice, assert_state, data, files, number, partition, save, save_parts};
-use hearth_train::checkpoint::{self, Checkpoint, StateFile, StoredDtype};
+use hearth_train::checkpoint::{self, Checkpoint, StateDtype, StateFile};
 use hearth_train::{Disk, Error};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -9,12 +9,12 @@ use std::path::Path;
 
 #[test]
 fn any_range_is_read_in_the_dtype_that_is_wanted() {
-    for stored in [StoredDtype::F32, StoredDtype::Bf16, StoredDtype::F16] {
+    for stored in [StateDtype::F32, StateDtype::Bf16, StateDtype::F16] {
         let (dir, layout) = (tempfile::tempdir().unwrap(), files(stored));
         let parts = partition(&layout, 2, &mut Dice(3));
         let path = save_parts(&Disk, dir.path(), 2, &layout, &parts).expect("saves");
         let found = Checkpoint::open(&path).expect("is complete");
-        for wanted in [StoredDtype::F32, StoredDtype::Bf16, StoredDtype::F16] {
+        for wanted in [StateDtype::F32, StateDtype::Bf16, StateDtype::F16] {
             let layout = &files(wanted)[1];
             let (all, mut reader) = (data(2, 1, layout), found.reader(layout).expect("is there"));
             let (elements, size) = (reader.len() / wanted.bytes(), wanted.bytes() as usize);
@@ -36,7 +36,7 @@ fn any_range_is_read_in_the_dtype_that_is_wanted() {
 
 #[test]
 fn state_of_another_model_is_refused_by_name() {
-    let (dir, layout) = (tempfile::tempdir().unwrap(), files(StoredDtype::F32));
+    let (dir, layout) = (tempfile::tempdir().unwrap(), files(StateDtype::F32));
     let found = Checkpoint::open(&save(&Disk, dir.path(), 1, 2, 1).expect("saves")).expect("is complete");
     let refusal = |change: &dyn Fn(&mut StateFile)| {
         let mut wanted = layout[1].clone();
@@ -128,7 +128,7 @@ fn a_manifest_that_lies_about_pieces_or_names_is_damaged_and_never_a_panic() {
 
 #[test]
 fn a_header_that_lies_is_damaged_and_never_a_panic_or_a_large_allocation() {
-    let (dir, layout) = (tempfile::tempdir().unwrap(), files(StoredDtype::F32));
+    let (dir, layout) = (tempfile::tempdir().unwrap(), files(StateDtype::F32));
     let path = save(&Disk, dir.path(), 1, 1, 1).expect("saves");
     let found = Checkpoint::open(&path).expect("is complete");
     let file = path.join(checkpoint::MODEL_FILE);

@@ -2,7 +2,7 @@
 
 use super::{Dice, assert_state, companions, contents, facts, files, partition, reader, save, save_parts};
 use hearth_train::checkpoint::{
-    self, BackgroundSave, Checkpoint, Partial, Piece, StateFile, StateTensor, StoredDtype, begin, finish,
+    self, BackgroundSave, Checkpoint, Partial, Piece, StateDtype, StateFile, StateTensor, begin, finish,
     saver::CHUNK_BYTES, step_path, write_pieces,
 };
 use hearth_train::{Disk, TrainConfig};
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[test]
 fn the_bytes_do_not_depend_on_the_ranks_that_wrote_them() {
     let dir = tempfile::tempdir().unwrap();
-    for dtype in [StoredDtype::F32, StoredDtype::Bf16] {
+    for dtype in [StateDtype::F32, StateDtype::Bf16] {
         let layout = files(dtype);
         let one = |world: usize, seed| {
             let run = dir.path().join(format!("{dtype:?}-{world}-{seed}"));
@@ -34,7 +34,7 @@ fn the_bytes_do_not_depend_on_the_ranks_that_wrote_them() {
 
 #[test]
 fn bytes_that_no_rank_or_two_ranks_wrote_are_named_and_nothing_is_saved() {
-    let (dir, layout) = (tempfile::tempdir().unwrap(), files(StoredDtype::F32));
+    let (dir, layout) = (tempfile::tempdir().unwrap(), files(StateDtype::F32));
     let whole = |file: usize| Piece { file, offset: 0, bytes: layout[file].data_bytes() };
     let message = |parts: &[Vec<Piece>]| {
         save_parts(&Disk, dir.path(), 1, &layout, parts).expect_err("is refused").to_string()
@@ -64,7 +64,7 @@ fn saving_a_step_again_by_other_ranks_leaves_the_first_one_alone() {
 
 #[test]
 fn a_save_in_the_background_writes_the_same_and_reports_what_failed() {
-    let (dir, layout) = (tempfile::tempdir().unwrap(), files(StoredDtype::F32));
+    let (dir, layout) = (tempfile::tempdir().unwrap(), files(StateDtype::F32));
     let parts = partition(&layout, 2, &mut Dice(5));
     let partial = begin(&Disk, dir.path(), 1, &layout, &companions(), false).expect("begins");
     let ranks: Vec<_> = parts.iter().map(|p| in_background(&partial, p, reader(1, &layout))).collect();
@@ -83,13 +83,13 @@ fn in_background(
     read: impl FnMut(&Piece, u64, &mut [u8]) -> io::Result<()> + Send + 'static,
 ) -> BackgroundSave {
     let path = partial.path().to_owned();
-    BackgroundSave::spawn(Arc::new(Disk), path, files(StoredDtype::F32), pieces.to_vec(), read)
+    BackgroundSave::spawn(Arc::new(Disk), path, files(StateDtype::F32), pieces.to_vec(), read)
         .expect("a thread")
 }
 
 #[test]
 fn a_dropped_background_save_stops_before_what_it_reads_is_gone() {
-    let (dir, layout) = (tempfile::tempdir().unwrap(), files(StoredDtype::F32));
+    let (dir, layout) = (tempfile::tempdir().unwrap(), files(StateDtype::F32));
     let partial = begin(&Disk, dir.path(), 1, &layout, &[], false).expect("begins");
     let pieces: Vec<_> = (0..95).map(|i| Piece { file: 1, offset: 4 * i, bytes: 4 }).collect();
     let (asked, source) = (Arc::new(AtomicUsize::new(0)), Arc::new(()));
@@ -110,7 +110,7 @@ fn a_dropped_background_save_stops_before_what_it_reads_is_gone() {
 #[test]
 fn long_pieces_are_read_in_aligned_chunks_and_hashed_in_parts() {
     let dir = tempfile::tempdir().unwrap();
-    let tensor = StateTensor { name: "w".into(), shape: vec![17 << 20], dtype: StoredDtype::F32 };
+    let tensor = StateTensor { name: "w".into(), shape: vec![17 << 20], dtype: StateDtype::F32 };
     let layout = vec![StateFile { name: checkpoint::MODEL_FILE.into(), tensors: vec![tensor] }];
     let bytes = layout[0].data_bytes();
     let pieces =
