@@ -19,7 +19,7 @@ fn main() -> anyhow::Result<()> {
 
     let ui = Ui::new(false);
     let model = Model::open(model.as_ref(), &ui)?;
-    let trained = Prepared::new(&recipe, &model, false, &ui)?.run(&ui, &AtomicBool::new(false))?;
+    let trained = Prepared::new(&recipe, model, false, &ui)?.run(&ui, &AtomicBool::new(false))?;
     println!("loss {:.4} after {} steps, saved in {:?}", trained.loss, trained.steps, trained.checkpoint);
     Ok(())
 }

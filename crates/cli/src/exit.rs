@@ -1,6 +1,8 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or environment, 75 try again.
 
 use crate::recipe::RecipeError;
+use hearth_collective::Error;
+use std::io::Write;
 
 /// The caller asked for something that cannot be, or the machine lacks something: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +14,14 @@ pub struct Usage(pub String);
 #[error("{0}")]
 pub struct TryAgain(pub String);
 
+/// All ranks failed together and rank 0 has said why: nothing is left but to end.
+#[derive(Debug, thiserror::Error)]
+#[error("rank 0 said why")]
+pub struct Said {
+    /// The exit code of every rank.
+    pub code: u8,
+}
+
 /// A [`Usage`] error with this sentence.
 pub fn usage(sentence: impl Into<String>) -> anyhow::Error {
     Usage(sentence.into()).into()
@@ -19,14 +29,34 @@ pub fn usage(sentence: impl Into<String>) -> anyhow::Error {
 
 /// The process's exit code for an error.
 pub fn code(error: &anyhow::Error) -> u8 {
-    let has = |kind: fn(&(dyn std::error::Error + 'static)) -> bool| error.chain().any(kind);
-    if has(|e| e.is::<TryAgain>()) {
-        75
-    } else if has(|e| e.is::<Usage>() || e.is::<RecipeError>()) {
-        2
-    } else {
-        1
+    error.chain().find_map(code_of).unwrap_or(1)
+}
+
+/// The exit code that one cause asks for, if it does.
+fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if let Some(said) = cause.downcast_ref::<Said>() {
+        return Some(said.code);
     }
+    if cause.is::<TryAgain>() {
+        return Some(75);
+    }
+    if cause.is::<Usage>() || cause.is::<RecipeError>() {
+        return Some(2);
+    }
+    let collective = match cause.downcast_ref() {
+        Some(hearth_train::Error::Collective(error)) => error,
+        _ => cause.downcast_ref()?,
+    };
+    match collective {
+        Error::TimedOut(_) => Some(75),
+        Error::NoLibrary { .. } | Error::NotConnected { .. } | Error::WorldSize { .. } => Some(2),
+        _ => None,
+    }
+}
+
+/// One line on stderr; if that is closed, so be it.
+pub fn say(sentence: &str) {
+    let _ = writeln!(std::io::stderr(), "hearth: {sentence}");
 }
 
 /// The error and its causes in one line. A cause that its effect already quotes is not said twice.

@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`commands`]: one file per command; each has its arguments, its report and `run`.
 //! - [`recipe`], [`resolve`]: what a run is told, and what that means for each room.
+//! - [`ranks`], [`training`]: the ranks of a run; what each of them trains, and within which budget.
 //! - [`open`], [`running`]: a model on disk with its words; the same in memory, answering.
 //! - [`golden`]: prompts with the logits a bundle must give.
 //! - [`fetch`], [`corpus`]: what the quickstart needs from elsewhere.
@@ -20,7 +21,9 @@ pub mod interrupt;
 pub mod machine;
 pub mod open;
 pub mod probe;
+pub mod ranks;
 pub mod recipe;
 pub mod resolve;
 pub mod running;
+pub mod training;
 pub mod ui;

@@ -3,13 +3,18 @@
 
 use clap::{Parser, Subcommand};
 use hearth::commands::{
-    bench, chat, ckpt, convert, doctor, eval, fetch_data, generate, inspect, logits, quickstart, serve, train,
+    bench, chat, ckpt, convert, doctor, eval, fetch_data, generate, inspect, logits, quickstart, serve,
+    train, verify,
 };
-use hearth::exit;
+use hearth::exit::{self, Said, say};
 use hearth::ui::{Report, Ui};
-use std::io::Write;
+use hearth_memory::heap::CountingAllocator;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::process::ExitCode;
+
+/// What is really allocated can be held against what a plan says.
+#[global_allocator]
+static HEAP: CountingAllocator = CountingAllocator;
 
 /// One binary for a language model's whole way: fine-tune, convert, serve.
 #[derive(Parser)]
@@ -28,6 +33,8 @@ enum Command {
     Quickstart(quickstart::QuickstartArgs),
     /// Trains as a recipe says
     Train(train::TrainArgs),
+    /// Compares a recipe's ranks, stages and tiers with one plain rank, bit for bit
+    Verify(verify::VerifyArgs),
     /// Looks at data
     #[command(subcommand)]
     Data(DataCommand),
@@ -76,6 +83,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Quickstart(args) => show(&quickstart::run(args, &ui)?, &ui),
         Command::Train(args) => show(&train::run(args, &ui)?, &ui),
+        Command::Verify(args) => show(&verify::run(args, &ui)?, &ui),
         Command::Data(DataCommand::Inspect(args)) => show(&inspect::run(args, &ui)?, &ui),
         Command::Data(DataCommand::Fetch(args)) => show(&fetch_data::run(args, &ui)?, &ui),
         Command::Convert(args) => show(&convert::run(args, &ui)?, &ui),
@@ -99,7 +107,9 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     if exit::is_broken_pipe(error) {
         return ExitCode::SUCCESS; // nobody reads on, which is their right
     }
-    say(&exit::sentence(error));
+    if !error.is::<Said>() {
+        say(&exit::sentence(error));
+    }
     ExitCode::from(exit::code(error))
 }
 
@@ -122,9 +132,4 @@ fn report_bug(info: &PanicHookInfo<'_>) {
     let words = words.unwrap_or("no reason given").split_whitespace().collect::<Vec<_>>().join(" ");
     let place = info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
     say(&format!("this is a bug in hearth: {words}{place}"));
-}
-
-/// One line on stderr; if that is closed, so be it.
-fn say(sentence: &str) {
-    let _ = writeln!(std::io::stderr(), "hearth: {sentence}");
 }

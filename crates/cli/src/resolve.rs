@@ -2,11 +2,16 @@
 
 use crate::exit::usage;
 use crate::recipe::choices::{
-    AdapterKind, DataFormat, Dtype, MethodKind, Recompute, SchedKind, Split, TrainOn,
+    AdapterKind, DataFormat, Dtype, MethodKind, Place, QuantKind, Recompute, SchedKind, Split, TrainOn,
 };
 use crate::recipe::tables::{DataEntry, Recipe};
 use hearth_data::{DataFile, DatasetConfig};
-use hearth_train::{CheckpointConfig, Compute, LogConfig, LoraConfig, Schedule, ScheduleKind, TrainConfig};
+use hearth_memory::{Budget, Size};
+use hearth_train::optim::StateDtype;
+use hearth_train::{
+    CheckpointConfig, Compute, LogConfig, LoraConfig, Offload, Schedule, ScheduleKind, TrainConfig,
+};
+use hearth_weights::TensorSource;
 use std::path::{Path, PathBuf};
 
 /// The data room's share.
@@ -60,16 +65,17 @@ fn data_file(entry: &DataEntry) -> DataFile {
     }
 }
 
-/// The trainer's share. `steps_per_epoch` turns epochs into steps.
+/// The trainer's share. `steps_per_epoch` turns epochs into steps; `base` is the model that is trained, or trained
+/// over.
 ///
 /// # Errors
-/// When warm-up does not fit into the steps that the epochs come to.
+/// When warm-up does not fit into the steps that the epochs come to, and other contradictions.
 pub fn training(
     recipe: &Recipe,
     steps_per_epoch: usize,
-    peak_flops: Option<f64>,
+    base: &dyn TensorSource,
 ) -> anyhow::Result<TrainConfig> {
-    let (t, o) = (&recipe.train, &recipe.optim);
+    let t = &recipe.train;
     let steps = steps(recipe, steps_per_epoch);
     if recipe.sched.warmup as usize > steps {
         let epochs = t.epochs.unwrap_or_default();
@@ -78,26 +84,30 @@ pub fn training(
             recipe.sched.warmup
         )));
     }
-    Ok(TrainConfig {
+    let config = TrainConfig {
         steps,
         global_batch: t.global_batch,
         micro_batch: t.micro_batch,
         clip_norm: t.clip_norm,
         seed: t.seed,
-        optim: hearth_train::OptimConfig::AdamW(hearth_train::AdamW {
-            lr: o.lr,
-            betas: o.betas,
-            eps: o.eps,
-            weight_decay: o.weight_decay,
-        }),
-
+        optim: recipe.optim.settings(),
+        state_dtype: match recipe.optim.state_dtype {
+            Dtype::Bf16 => StateDtype::Bf16,
+            Dtype::F32 | Dtype::F16 => StateDtype::F32,
+        },
         sched: schedule(recipe),
-        compute: if recipe.precision.compute == Dtype::Bf16 { Compute::Bf16 } else { Compute::F32 },
+        compute: match recipe.precision.compute {
+            Dtype::F32 => Compute::F32,
+            Dtype::Bf16 => Compute::Bf16,
+            Dtype::F16 => Compute::F16,
+        },
+        zero: recipe.parallel.zero,
+        offload: offload(recipe),
         recompute: match recipe.activation.checkpoint {
             Recompute::None => hearth_train::Recompute::None,
             Recompute::Full => hearth_train::Recompute::Full,
         },
-        adapter: (recipe.adapter.kind != AdapterKind::None).then(|| adapter(recipe)),
+        adapter: (recipe.adapter.kind != AdapterKind::None).then(|| adapter(recipe, base)),
         checkpoint: Some(CheckpointConfig {
             dir: PathBuf::from(&recipe.checkpoint.dir),
             every: recipe.checkpoint.every as usize,
@@ -105,9 +115,34 @@ pub fn training(
         }),
         eval_every: recipe.eval.every as usize,
         log: LogConfig { jsonl: recipe.log.jsonl, tensorboard: recipe.log.tensorboard },
-        peak_flops,
-        ..TrainConfig::default()
-    })
+        peak_flops: None,
+    };
+    config.validate().map_err(|e| usage(e.to_string()))?;
+    Ok(config)
+}
+
+fn offload(recipe: &Recipe) -> Offload {
+    let o = &recipe.offload;
+    let place = |place| match place {
+        Place::Device => hearth_train::Place::Device,
+        Place::Cpu => hearth_train::Place::Cpu,
+        Place::Nvme => hearth_train::Place::Nvme,
+    };
+    Offload {
+        params: place(o.params),
+        grads: place(o.grads),
+        optim: place(o.optim),
+        ratio: o.ratio,
+        nvme_dir: o.nvme_path.as_ref().map(PathBuf::from),
+    }
+}
+
+/// The limits as the recipe has them: the device's of each rank, host and disk of the machine.
+pub fn budget(recipe: &Recipe) -> Budget {
+    // The recipe was checked: what is there is a size.
+    let size = |text: &Option<String>| text.as_ref().and_then(|text| text.parse::<Size>().ok());
+    let m = &recipe.memory;
+    Budget { device: size(&m.device), host: size(&m.host), nvme: size(&m.nvme) }
 }
 
 /// Optimizer steps of the run.
@@ -133,7 +168,7 @@ fn schedule(recipe: &Recipe) -> Schedule {
     }
 }
 
-fn adapter(recipe: &Recipe) -> LoraConfig {
+fn adapter(recipe: &Recipe, base: &dyn TensorSource) -> LoraConfig {
     let a = &recipe.adapter;
     LoraConfig {
         rank: a.rank,
@@ -141,9 +176,16 @@ fn adapter(recipe: &Recipe) -> LoraConfig {
         dropout: a.dropout as f32,
         targets: a.targets.clone(),
         rslora: a.rslora,
-        quant: None,
+        quant: (a.kind == AdapterKind::Qlora).then(|| quant(a.quant, base)).flatten(),
         base_model: absolute(Path::new(&recipe.model.path)).display().to_string(),
     }
+}
+
+/// The format of a QLoRA run's frozen weights; `None` keeps the base model's own.
+fn quant(asked: Option<QuantKind>, base: &dyn TensorSource) -> Option<String> {
+    let quantized = base.tensors().iter().any(|tensor| tensor.format.block_len() > 1);
+    let default = if quantized { None } else { Some(QuantKind::Q4_0) };
+    asked.or(default).map(|quant| quant.name().to_owned())
 }
 
 /// Where the path leads from anywhere.

@@ -6,6 +6,8 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A command's result: JSON for programs, text for people.
 pub trait Report: Serialize {
@@ -23,23 +25,47 @@ pub trait Report: Serialize {
     }
 }
 
-/// Where a command's words go.
+/// What a process has to show that may have nothing to show: another rank does.
+impl<R: Report> Report for Option<R> {
+    fn text(&self) -> String {
+        self.as_ref().map(Report::text).unwrap_or_default()
+    }
+
+    fn aside(&self) -> Option<String> {
+        self.as_ref().and_then(Report::aside)
+    }
+
+    fn ok(&self) -> bool {
+        self.as_ref().is_none_or(Report::ok)
+    }
+}
+
+/// Where a command's words go. Clones fall silent together.
 #[derive(Clone, Debug)]
 pub struct Ui {
     json: bool,
-    silent: bool,
+    silent: Arc<AtomicBool>,
     terminal: bool,
 }
 
 impl Ui {
     /// For a terminal or a pipe; `json` makes [`Ui::show`] print JSON.
     pub fn new(json: bool) -> Self {
-        Self { json, silent: false, terminal: io::stderr().is_terminal() }
+        Self { json, silent: Arc::default(), terminal: io::stderr().is_terminal() }
     }
 
     /// For library use: says nothing.
     pub fn silent() -> Self {
-        Self { json: false, silent: true, terminal: false }
+        Self { json: false, silent: Arc::new(AtomicBool::new(true)), terminal: false }
+    }
+
+    /// From now on says nothing: another rank speaks.
+    pub fn hush(&self) {
+        self.silent.store(true, Ordering::Relaxed);
+    }
+
+    fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
     }
 
     /// Whether the result will be JSON, so that nothing else may go to stdout.
@@ -49,12 +75,12 @@ impl Ui {
 
     /// Whether a person is watching.
     pub fn on_terminal(&self) -> bool {
-        self.terminal && !self.silent
+        self.terminal && !self.is_silent()
     }
 
     /// One line on stderr. A closed stderr is nobody's loss.
     pub fn note(&self, line: impl AsRef<str>) {
-        if !self.silent {
+        if !self.is_silent() {
             let _ = writeln!(io::stderr(), "{}", line.as_ref());
         }
     }
@@ -64,7 +90,7 @@ impl Ui {
     /// # Errors
     /// When stdout cannot be written, for instance because the reader of a pipe has left.
     pub fn stream(&self, text: &str) -> io::Result<()> {
-        if self.json || self.silent {
+        if self.json || self.is_silent() {
             return Ok(());
         }
         let mut out = io::stdout().lock();
@@ -77,7 +103,7 @@ impl Ui {
     /// # Errors
     /// As [`Ui::stream`].
     pub fn show(&self, report: &impl Report) -> io::Result<()> {
-        if self.silent {
+        if self.is_silent() {
             return Ok(());
         }
         let text = if self.json { serde_json::to_string(report)? } else { report.text() };

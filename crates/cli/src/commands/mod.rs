@@ -13,3 +13,4 @@ pub mod logits;
 pub mod quickstart;
 pub mod serve;
 pub mod train;
+pub mod verify;

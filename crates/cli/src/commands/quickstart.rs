@@ -87,8 +87,7 @@ pub fn run(args: &QuickstartArgs, ui: &Ui) -> anyhow::Result<QuickstartReport> {
 
     let recipe = recipe(args, &inputs, &work.path().join("run"))?;
     let model = Model::open(&inputs.model, ui)?;
-    let trained = fine_tune(&recipe, &model, &interrupt, ui)?;
-    drop(model);
+    let trained = fine_tune(&recipe, model, &interrupt, ui)?;
 
     ui.note("[3/4] merging the adapter and converting to 4 bits …");
     let staged = work.path().join("bundle");
@@ -196,7 +195,7 @@ struct FineTuned {
     adapter: PathBuf,
 }
 
-fn fine_tune(recipe: &Recipe, model: &Model, interrupt: &Interrupt, ui: &Ui) -> anyhow::Result<FineTuned> {
+fn fine_tune(recipe: &Recipe, model: Model, interrupt: &Interrupt, ui: &Ui) -> anyhow::Result<FineTuned> {
     let mut prepared = Prepared::new(recipe, model, false, ui)?;
     if prepared.validation.is_empty() {
         return Err(usage(format!(

@@ -1,17 +1,23 @@
 //! `hearth train`: a run as a recipe says.
 
+use crate::exit::usage;
 use crate::interrupt::Interrupt;
 use crate::machine;
 use crate::open::Model;
 use crate::probe;
+use crate::ranks::Start;
 use crate::recipe::Recipe;
-use crate::resolve;
+use crate::training::{self, Job};
 use crate::ui::{Progress, Report, Ui, bytes, table};
-use hearth_data::{Dataset, Loader, Sequence};
-use hearth_train::{Observer, Setup, StepReport, TrainConfig, Trainer};
+use hearth_collective::Ordered;
+use hearth_data::Sequence;
+use hearth_memory::{Budget, Tier};
+use hearth_train::{Observer, StepReport, TrainConfig, Trainer};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 /// Trains as a recipe says.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -21,6 +27,9 @@ pub struct TrainArgs {
     /// Override a recipe key, for example optim.lr=1e-5
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Byte limits over those of the recipe's [memory]: device=512MiB,host=2GiB,nvme=20GiB
+    #[arg(long, value_name = "SIZES")]
+    pub memory: Option<String>,
     /// Go on from the newest complete checkpoint in checkpoint.dir
     #[arg(long)]
     pub resume: bool,
@@ -50,7 +59,7 @@ pub struct Trained {
     pub eval_loss: Option<f64>,
     /// Tokens per second.
     pub tok_s: f64,
-    /// Largest resident memory of the process.
+    /// Largest resident memory of rank 0's process.
     pub peak_rss_bytes: u64,
     /// The newest checkpoint.
     pub checkpoint: Option<PathBuf>,
@@ -77,58 +86,121 @@ pub struct Planned {
     pub recipe: String,
 }
 
-/// Trains, or looks at what would be trained. SIGINT and SIGTERM finish the step, save and end the run well.
+/// Trains, or looks at what would be trained: on as many threads as the recipe wants ranks, or as one rank of those
+/// that a launcher started. SIGINT and SIGTERM finish the step, save and end the run well. Only rank 0 has a report.
 ///
 /// # Errors
-/// A wrong recipe, a model or data that cannot be read, a loss that is not finite, a checkpoint that cannot be
-/// written (earlier ones stay).
-pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<TrainReport> {
-    let recipe = Recipe::load(&args.recipe, &args.set)?;
-    let model = Model::open(Path::new(&recipe.model.path), ui)?;
+/// A wrong recipe, a model or data that cannot be read, a budget that does not hold the run, a loss that is not finite,
+/// a checkpoint that cannot be written (earlier ones stay), ranks that differ or are lost.
+pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Option<TrainReport>> {
+    let mut start = Start::join(ui)?;
+    let (recipe, job) = job(&mut start, || recipe(args), ui)?;
     if args.dry_run {
-        return Ok(TrainReport::Planned(planned(&recipe, &model, ui)?));
+        let report = start.speaks().then(|| planned(&recipe, &job));
+        return Ok(report.transpose()?.map(TrainReport::Planned));
     }
     let interrupt = Interrupt::listen()?;
-    let mut prepared = Prepared::new(&recipe, &model, args.resume, ui)?;
-    let done = prepared.run(ui, &interrupt.flag())?;
-    if done.stopped {
-        ui.note(format!("stopped after step {} of {}; go on with --resume", done.steps, prepared.steps));
+    let steps = job.config.steps;
+    let done = train(start, &recipe, job, args.resume, ui, &interrupt.flag())?;
+    if let Some(done) = done.as_ref().filter(|done| done.stopped) {
+        ui.note(format!("stopped after step {} of {steps}; go on with --resume", done.steps));
     }
-    Ok(TrainReport::Done(done))
+    Ok(done.map(TrainReport::Done))
 }
 
-/// A trainer with its data, ready to run.
+/// The recipe with what the command line puts over it.
+fn recipe(args: &TrainArgs) -> anyhow::Result<Recipe> {
+    let mut recipe = Recipe::load(&args.recipe, &args.set)?;
+    if let Some(text) = &args.memory {
+        let over: Budget = text.parse().map_err(|e: hearth_memory::Error| usage(format!("--memory: {e}")))?;
+        let m = &mut recipe.memory;
+        for (tier, limit) in
+            [(Tier::Device, &mut m.device), (Tier::Host, &mut m.host), (Tier::Nvme, &mut m.nvme)]
+        {
+            *limit = over.limit(tier).map(|bytes| bytes.to_string()).or(limit.take());
+        }
+    }
+    Ok(recipe)
+}
+
+/// What all ranks are to do, if they agree on it.
+///
+/// # Errors
+/// As [`run`].
+pub fn job(
+    start: &mut Start,
+    recipe: impl FnOnce() -> anyhow::Result<Recipe>,
+    ui: &Ui,
+) -> anyhow::Result<(Recipe, Job)> {
+    let recipe = start.agree(recipe())?;
+    start.set_timeout(timeout(&recipe));
+    let world_size = start.world_size(recipe.parallel.data)?;
+    let open = || Job::new(&recipe, Model::open(Path::new(&recipe.model.path), ui)?, world_size, ui);
+    let job = start.agree(open())?;
+    start.same("recipe", &job.config_sha256())?;
+    let model = start.agree(job.model_sha256())?;
+    start.same("model", &model)?;
+    start.same("data", &job.data_sha256())?;
+    Ok((recipe, job))
+}
+
+/// How long ranks wait for each other.
+pub fn timeout(recipe: &Recipe) -> Duration {
+    Duration::from_secs_f64(recipe.parallel.timeout_s)
+}
+
+fn train(
+    start: Start,
+    recipe: &Recipe,
+    mut job: Job,
+    resume: bool,
+    ui: &Ui,
+    stop: &AtomicBool,
+) -> anyhow::Result<Option<Trained>> {
+    // Measured by one rank, before any of them computes.
+    let peak = start.speaks().then(probe::flops);
+    let mut start = start;
+    let world_size = start.world_size(recipe.parallel.data)?;
+    let world = start.open(world_size, timeout(recipe))?;
+    job = job.shared_by(world.here());
+    job.config.peak_flops = peak.map(|flops| flops * world.machines() as f64);
+    world.run(move || {
+        let job = job.clone();
+        move |comm: Ordered| {
+            // Of the ranks that are threads of this process only the first talks.
+            let ui = if comm.rank() == 0 { ui.clone() } else { Ui::silent() };
+            Prepared::of(job, comm, resume, &ui)?.run(&ui, stop)
+        }
+    })
+}
+
+/// A rank's trainer with its data, ready to run.
 pub struct Prepared {
     /// The trainer.
     pub trainer: Trainer,
     /// Held-out sequences; may be empty.
-    pub validation: Vec<Sequence>,
-    steps: usize,
+    pub validation: Arc<[Sequence]>,
+    config: TrainConfig,
+    here: usize,
 }
 
 impl Prepared {
-    /// Reads the data and builds the trainer; with `resume` it stands where the newest checkpoint left it.
+    /// A run of one rank. Reads the data and builds the trainer; with `resume` it stands where the newest checkpoint
+    /// left it.
     ///
     /// # Errors
     /// As [`run`].
-    pub fn new(recipe: &Recipe, model: &Model, resume: bool, ui: &Ui) -> anyhow::Result<Self> {
-        let data = load_data(recipe, model, ui)?;
-        let loader = Loader::new(data.train, recipe.train.seed, recipe.train.global_batch)?;
-        let config = resolve::training(recipe, loader.steps_per_epoch(), Some(probe::flops()))?;
-        let setup = Setup {
-            arch: hearth_model::architecture(&model.files.config)?,
-            weights: &*model.files.tensors,
-            loader,
-            device: hearth_model::device::open(&recipe.model.device)
-                .map_err(|e| crate::exit::usage(e.to_string()))?,
-            comm: hearth_collective::single(),
-            ledger: hearth_memory::Ledger::default(),
-            activations: hearth_train::Activations::default(),
-            companions: hearth_train::companions(&model.files)?,
-        };
-        let steps = config.steps;
-        let trainer = build(setup, config, resume, ui)?;
-        Ok(Self { trainer, validation: data.val, steps })
+    pub fn new(recipe: &Recipe, model: Model, resume: bool, ui: &Ui) -> anyhow::Result<Self> {
+        let mut job = Job::new(recipe, model, 1, ui)?;
+        job.config.peak_flops = Some(probe::flops());
+        Self::of(job, hearth_collective::single(), resume, ui)
+    }
+
+    fn of(job: Job, comm: Ordered, resume: bool, ui: &Ui) -> anyhow::Result<Self> {
+        let (validation, config, here) = (job.validation.clone(), job.config.clone(), job.here());
+        let mut notices = Notices(ui);
+        let resume = resume.then_some(&mut notices as &mut dyn Observer);
+        Ok(Self { trainer: job.trainer(comm, resume)?, validation, config, here })
     }
 
     /// Trains to the end, or until `stop` is raised.
@@ -136,8 +208,9 @@ impl Prepared {
     /// # Errors
     /// As [`run`].
     pub fn run(&mut self, ui: &Ui, stop: &AtomicBool) -> anyhow::Result<Trained> {
-        let mut watcher = Watcher { progress: ui.progress(self.steps as u64) };
-        let summary = self.trainer.run(&self.validation, &mut watcher, stop)?;
+        let mut watcher = Watcher { progress: ui.progress(self.config.steps as u64) };
+        let summary = self.trainer.run(&self.validation, &mut watcher, stop);
+        let summary = summary.map_err(|e| training::explain(e, &self.config, self.here))?;
         watcher.progress.finish();
         Ok(Trained {
             steps: summary.steps,
@@ -151,27 +224,10 @@ impl Prepared {
     }
 }
 
-fn build(setup: Setup<'_>, config: TrainConfig, resume: bool, ui: &Ui) -> anyhow::Result<Trainer> {
-    Ok(if resume { Trainer::resume(setup, config, &mut Notices(ui))? } else { Trainer::new(setup, config)? })
-}
-
-fn load_data(recipe: &Recipe, model: &Model, ui: &Ui) -> anyhow::Result<Dataset> {
-    resolve::method_takes_data(recipe)?;
-    let config = resolve::dataset(recipe, model.files.config.vocab_size);
-    let data = hearth_data::dataset::load(&config, model.tokenizer.as_ref(), model.template.as_ref())?;
-    data.stats.warnings.iter().for_each(|warning| ui.note(warning));
-    Ok(data)
-}
-
-fn planned(recipe: &Recipe, model: &Model, ui: &Ui) -> anyhow::Result<Planned> {
-    let data = load_data(recipe, model, ui)?;
-    let stats = data.stats.clone();
-    let loader = Loader::new(data.train, recipe.train.seed, recipe.train.global_batch)?;
-    let config = resolve::training(recipe, loader.steps_per_epoch(), None)?;
-    config.validate()?;
-    let specs = hearth_model::params(hearth_model::architecture(&model.files.config)?.as_ref());
+fn planned(recipe: &Recipe, job: &Job) -> anyhow::Result<Planned> {
+    let specs = hearth_model::params(hearth_model::architecture(job.model())?.as_ref());
     let parameters = specs.iter().map(|spec| spec.len()).sum();
-    let trained_parameters = match &config.adapter {
+    let trained_parameters = match &job.config.adapter {
         None => parameters,
         Some(lora) => {
             let hit = |name: &str| {
@@ -183,12 +239,12 @@ fn planned(recipe: &Recipe, model: &Model, ui: &Ui) -> anyhow::Result<Planned> {
         }
     };
     Ok(Planned {
-        steps: config.steps,
+        steps: job.config.steps,
         parameters,
         trained_parameters,
-        examples: stats.train.examples,
-        tokens: stats.train.tokens,
-        trained_tokens: stats.train.trained_tokens,
+        examples: job.stats.train.examples,
+        tokens: job.stats.train.tokens,
+        trained_tokens: job.stats.train.trained_tokens,
         recipe: recipe.to_toml(),
     })
 }

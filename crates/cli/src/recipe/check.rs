@@ -1,7 +1,7 @@
 //! Numbers that contradict each other, and values this version cannot serve yet.
 
 use super::choices::*;
-use super::tables::{MemoryTable, Recipe};
+use super::tables::Recipe;
 
 /// The first sentence about what is wrong, if anything is.
 pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
@@ -32,6 +32,10 @@ fn presence(r: &Recipe) -> Result<(), String> {
 
 fn adapter(r: &Recipe) -> Result<(), String> {
     let a = &r.adapter;
+    ensure(a.quant.is_none() || a.kind == AdapterKind::Qlora, || {
+        let kind = a.kind.name();
+        format!("[adapter] quant is for kind = \"qlora\", kind is {kind:?}; change one of them")
+    })?;
     if a.kind == AdapterKind::None {
         return Ok(());
     }
@@ -85,18 +89,16 @@ fn train(r: &Recipe) -> Result<(), String> {
 
 fn optimizer(r: &Recipe) -> Result<(), String> {
     let (o, s) = (&r.optim, &r.sched);
-    ensure(o.lr.is_finite() && o.lr >= 0.0, || format!("[optim] lr is {}, it must be 0 or above", o.lr))?;
-    for beta in o.betas {
-        ensure((0.0..1.0).contains(&beta), || {
-            format!("[optim] betas has {beta}, both must be at least 0 and below 1")
-        })?;
+    if let Some(key) = o.stray() {
+        return Err(format!("[optim] {key} is nothing that kind = {:?} has; remove it", o.kind.name()));
     }
-    ensure(o.eps.is_finite() && o.eps > 0.0, || format!("[optim] eps is {}, it must be above 0", o.eps))?;
-    ensure(o.weight_decay.is_finite() && o.weight_decay >= 0.0, || {
-        format!("[optim] weight_decay is {}, it must be 0 or above", o.weight_decay)
+    o.settings().validate().map_err(|e| e.to_string())?;
+    ensure(o.state_dtype != Dtype::F16, || {
+        "[optim] state_dtype is f16, whose range is too small for moments; use f32 or bf16".into()
     })?;
-    ensure(s.min_lr >= 0.0 && s.min_lr <= o.lr, || {
-        format!("[sched] min_lr is {}, it must be from 0 to [optim] lr, which is {}", s.min_lr, o.lr)
+    let lr = o.settings().lr();
+    ensure(s.min_lr >= 0.0 && s.min_lr <= lr, || {
+        format!("[sched] min_lr is {}, it must be from 0 to [optim] lr, which is {lr}", s.min_lr)
     })?;
     match r.train.steps {
         Some(steps) if s.warmup > steps => {
@@ -108,15 +110,9 @@ fn optimizer(r: &Recipe) -> Result<(), String> {
 
 fn rest(r: &Recipe) -> Result<(), String> {
     ensure(!r.checkpoint.dir.is_empty(), || "[checkpoint] dir is empty; name a folder".into())?;
-    ensure(r.parallel.data > 0 && r.parallel.tensor > 0, || {
-        "[parallel] data and tensor count ranks; each must be at least 1".into()
-    })?;
-    ensure(r.parallel.zero <= 3, || {
-        format!("[parallel] zero is {}, the stages are 0 to 3", r.parallel.zero)
-    })?;
-    ensure((0.0..=1.0).contains(&r.offload.ratio), || {
-        format!("[offload] ratio is {}, it must be from 0 to 1", r.offload.ratio)
-    })?;
+    parallel(r)?;
+    offload(r)?;
+    loss_scale(r)?;
     let sizes = [("device", &r.memory.device), ("host", &r.memory.host), ("nvme", &r.memory.nvme)];
     for (key, size) in sizes {
         if let Some(text) = size {
@@ -126,22 +122,52 @@ fn rest(r: &Recipe) -> Result<(), String> {
     Ok(())
 }
 
+fn parallel(r: &Recipe) -> Result<(), String> {
+    let p = &r.parallel;
+    ensure(p.data != Some(0) && p.tensor > 0, || {
+        "[parallel] data and tensor count ranks; each must be at least 1".into()
+    })?;
+    ensure(p.zero <= 3, || format!("[parallel] zero is {}, the stages are 0 to 3", p.zero))?;
+    // A day is more than anybody waits, and more than a clock may overflow at.
+    ensure(p.timeout_s > 0.0 && p.timeout_s <= 86_400.0, || {
+        format!("[parallel] timeout_s is {}, it must be above 0 and at most 86400 seconds", p.timeout_s)
+    })
+}
+
+fn offload(r: &Recipe) -> Result<(), String> {
+    let o = &r.offload;
+    ensure((0.0..=1.0).contains(&o.ratio), || {
+        format!("[offload] ratio is {}, it must be from 0 to 1", o.ratio)
+    })?;
+    let on_disk = [("params", o.params), ("grads", o.grads), ("optim", o.optim)];
+    match on_disk.into_iter().find(|(_, place)| *place == Place::Nvme) {
+        Some((key, _)) if o.nvme_path.as_deref().is_none_or(str::is_empty) => {
+            Err(format!("[offload] {key} is \"nvme\"; say in which folder with nvme_path"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn loss_scale(r: &Recipe) -> Result<(), String> {
+    let compute = r.precision.compute;
+    match r.precision.loss_scale {
+        None => Ok(()),
+        Some(_) if compute != Dtype::F16 => Err(format!(
+            "[precision] loss_scale is for compute = \"f16\", compute is \"{compute}\"; remove it"
+        )),
+        Some(LossScale::Fixed(scale)) if !(scale.is_finite() && scale >= 1.0) => {
+            Err(format!("[precision] loss_scale is {scale}, it must be \"dynamic\" or at least 1"))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
 /// Values that are part of the recipe language and that a later version will serve.
 fn not_yet(r: &Recipe) -> Result<(), String> {
-    let (p, o) = (&r.parallel, &r.offload);
     let wanted = [
-        (r.adapter.kind == AdapterKind::Qlora, "[adapter] kind = \"qlora\"", "use \"lora\""),
         (r.method.kind == MethodKind::Dpo, "[method] kind = \"dpo\"", "use \"sft\" or \"pretrain\""),
         (r.precision.compute == Dtype::F16, "[precision] compute = \"f16\"", "use \"bf16\" or \"f32\""),
-        (r.optim.state_dtype != Dtype::F32, "[optim] state_dtype other than \"f32\"", "use \"f32\""),
-        (p.data > 1, "[parallel] data above 1", "use 1"),
-        (p.tensor > 1, "[parallel] tensor above 1", "use 1"),
-        (p.zero > 0, "[parallel] zero above 0", "use 0"),
-        (o.params != Place::Device, "[offload] params away from the device", "use \"device\""),
-        (o.grads != Place::Device, "[offload] grads away from the device", "use \"device\""),
-        (o.optim != Place::Device, "[offload] optim away from the device", "use \"device\""),
-        (r.memory != MemoryTable::default(), "a [memory] limit while training", "remove the table"),
-        (o.ratio != 1.0, "[offload] ratio other than 1.0", "use 1.0"),
+        (r.parallel.tensor > 1, "[parallel] tensor above 1", "use 1"),
     ];
     match wanted.into_iter().find(|(asked, ..)| *asked) {
         Some((_, what, instead)) => Err(format!("{what} is not available in this version; {instead}")),

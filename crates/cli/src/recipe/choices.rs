@@ -1,6 +1,6 @@
 //! Recipe values that are one of a few names.
 
-use serde::de::Error as _;
+use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The most similar of `known`, if any is similar enough to be what was meant.
@@ -73,6 +73,17 @@ choices! {
     }
 }
 choices! {
+    /// How the frozen linear layers of a QLoRA run are stored; blocks of 32 as in GGUF.
+    QuantKind {
+        /// 4 bits and a scale.
+        Q4_0 = "q4_0",
+        /// 4 bits, a scale and a minimum.
+        Q4_1 = "q4_1",
+        /// 8 bits and a scale.
+        Q8_0 = "q8_0",
+    }
+}
+choices! {
     /// How a dataset's rows are written.
     DataFormat {
         /// `{"messages": [{"role": …, "content": …}]}`.
@@ -123,6 +134,12 @@ choices! {
     OptimKind {
         /// AdamW (arXiv 1711.05101).
         Adamw = "adamw",
+        /// SGD with momentum.
+        Sgd = "sgd",
+        /// Lion (arXiv 2302.06675).
+        Lion = "lion",
+        /// Adafactor (arXiv 1804.04235).
+        Adafactor = "adafactor",
     }
 }
 choices! {
@@ -167,5 +184,58 @@ choices! {
         None = "none",
         /// Every transformer block from its input.
         Full = "full",
+    }
+}
+
+/// What the loss is multiplied by before the backward pass, so that small gradients survive in f16.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LossScale {
+    /// Halved when gradients overflow, doubled when they long did not.
+    Dynamic,
+    /// Always this.
+    Fixed(f64),
+}
+
+impl<'de> Deserialize<'de> for LossScale {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl Visitor<'_> for Either {
+            type Value = LossScale;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("\"dynamic\" or a number")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<LossScale, E> {
+                match text {
+                    "dynamic" => Ok(LossScale::Dynamic),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Str(text), &self)),
+                }
+            }
+
+            fn visit_f64<E>(self, scale: f64) -> Result<LossScale, E> {
+                Ok(LossScale::Fixed(scale))
+            }
+
+            fn visit_i64<E>(self, scale: i64) -> Result<LossScale, E> {
+                Ok(LossScale::Fixed(scale as f64))
+            }
+
+            fn visit_u64<E>(self, scale: u64) -> Result<LossScale, E> {
+                Ok(LossScale::Fixed(scale as f64))
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl Serialize for LossScale {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            LossScale::Dynamic => serializer.serialize_str("dynamic"),
+            LossScale::Fixed(scale) => serializer.serialize_f64(*scale),
+        }
     }
 }

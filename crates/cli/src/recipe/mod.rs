@@ -4,6 +4,7 @@
 //! - [`tables`]: the keys, their defaults and meanings.
 //! - [`choices`]: values that are one of a few names.
 //! - `read`: files, `extends`, `--set` and relative paths.
+//! - `optim`: which optimizer has which keys.
 //! - `keys`: unknown keys and the nearest right ones.
 //! - `check`: contradictions, and what this version cannot serve yet.
 //!
@@ -15,6 +16,7 @@
 mod check;
 pub mod choices;
 mod keys;
+mod optim;
 mod read;
 pub mod tables;
 
@@ -60,15 +62,14 @@ impl Recipe {
         read::typed(table, origin)
     }
 
-    /// The recipe itself, if its values go together.
+    /// The recipe itself, if its values go together, with the defaults of its optimizer written out.
     ///
     /// # Errors
     /// The first sentence about values that do not.
-    pub fn checked(self, origin: &str) -> Result<Self, RecipeError> {
-        match check::check(&self) {
-            Ok(()) => Ok(self),
-            Err(sentence) => Err(RecipeError::new(origin, sentence)),
-        }
+    pub fn checked(mut self, origin: &str) -> Result<Self, RecipeError> {
+        check::check(&self).map_err(|sentence| RecipeError::new(origin, sentence))?;
+        self.optim.fill();
+        Ok(self)
     }
 
     /// All of it as TOML, defaults included.

@@ -67,6 +67,10 @@ pub struct AdapterTable {
     pub targets: Vec<String>,
     /// Scale by `alpha / sqrt(rank)` instead (arXiv 2312.03732).
     pub rslora: bool,
+    /// Format of the frozen linear layers of a `qlora` run. Missing: that of the base model if it is quantized
+    /// already, else `q4_0`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quant: Option<QuantKind>,
 }
 
 /// `[[data]]`
@@ -123,21 +127,35 @@ pub struct TrainTable {
     pub seed: u64,
 }
 
-/// `[optim]`
+/// `[optim]`. A key that is missing has the default of the optimizer named by `kind`; a key that the optimizer does not
+/// have is an error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimTable {
     /// Optimizer.
     pub kind: OptimKind,
-    /// Learning rate after warm-up.
-    pub lr: f64,
-    /// Decay of the two moment estimates.
-    pub betas: [f64; 2],
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// Number type of the moments.
+    /// Learning rate after warm-up: 1e-4 for `adamw` and `adafactor`, 1e-3 for `sgd`, 1e-5 for `lion`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// Decay of the moment estimates: `[0.9, 0.95]` for `adamw`, `[0.9, 0.99]` for `lion`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub betas: Option<[f64; 2]>,
+    /// Added to the root of the second moment (`adamw`, 1e-8) or to squared gradients (`adafactor`, 1e-30).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eps: Option<f64>,
+    /// Weight decay, 0; decoupled but for `sgd`, which adds it to the gradient.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+    /// Decay of the momentum buffer of `sgd`, 0.9; 0 keeps no buffer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
+    /// Second moments of `adafactor` decay by `1 − t^decay_rate`, -0.8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay_rate: Option<f64>,
+    /// Largest root mean square of an update of `adafactor` in units of the learning rate, 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_threshold: Option<f64>,
+    /// Number type of the optimizer's states: `f32` or `bf16`.
     pub state_dtype: Dtype,
 }
 
@@ -161,6 +179,9 @@ pub struct SchedTable {
 pub struct PrecisionTable {
     /// Type of weights and activations in forward and backward; the master weights are f32.
     pub compute: Dtype,
+    /// What the loss is multiplied by in `f16`: `"dynamic"` (the default there) or a number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
 }
 
 /// `[eval]`
@@ -175,12 +196,16 @@ pub struct EvalTable {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ParallelTable {
-    /// Ranks that share the batch.
-    pub data: usize,
+    /// Ranks that share the batch. Missing: as many as the launcher started, 1 without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<usize>,
     /// Ranks that share each matrix.
     pub tensor: usize,
-    /// ZeRO stage.
+    /// ZeRO stage: 0 nothing, 1 the optimizer's state, 2 also gradients, 3 also parameters are partitioned over the
+    /// ranks.
     pub zero: u8,
+    /// Seconds that the ranks wait for each other before the run ends with exit code 75.
+    pub timeout_s: f64,
 }
 
 /// `[offload]`
@@ -193,14 +218,15 @@ pub struct OffloadTable {
     pub grads: Place,
     /// Where the optimizer's state lives.
     pub optim: Place,
-    /// Share of the optimizer step that runs away from the device.
+    /// Share of the optimizer's state that goes to `optim`; the rest stays on the device.
     pub ratio: f64,
-    /// Folder for what is kept on disk.
+    /// Folder for what is kept on disk, made if it is missing; relative to the current directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nvme_path: Option<String>,
 }
 
-/// `[memory]`: sizes such as `600MiB`; missing = no limit.
+/// `[memory]`: sizes such as `600MiB`; missing = no limit. `device` is each rank's; `host` and `nvme` are the machine's
+/// and its ranks share them evenly.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryTable {
@@ -260,6 +286,7 @@ impl Default for AdapterTable {
             dropout: 0.0,
             targets: vec!["q_proj".into(), "v_proj".into()],
             rslora: false,
+            quant: None,
         }
     }
 }
@@ -300,10 +327,13 @@ impl Default for OptimTable {
     fn default() -> Self {
         Self {
             kind: OptimKind::Adamw,
-            lr: 1e-4,
-            betas: [0.9, 0.95],
-            eps: 1e-8,
-            weight_decay: 0.0,
+            lr: None,
+            betas: None,
+            eps: None,
+            weight_decay: None,
+            momentum: None,
+            decay_rate: None,
+            clip_threshold: None,
             state_dtype: Dtype::F32,
         }
     }
@@ -317,13 +347,13 @@ impl Default for SchedTable {
 
 impl Default for PrecisionTable {
     fn default() -> Self {
-        Self { compute: Dtype::F32 }
+        Self { compute: Dtype::F32, loss_scale: None }
     }
 }
 
 impl Default for ParallelTable {
     fn default() -> Self {
-        Self { data: 1, tensor: 1, zero: 0 }
+        Self { data: None, tensor: 1, zero: 0, timeout_s: 600.0 }
     }
 }
 

@@ -92,14 +92,19 @@ fn recipes_are_refused_before_anything_is_done() {
         ("optim.learning_rate=1", "unknown key `learning_rate` in [optim]"),
         ("train.max_seq_length=9", "did you mean `max_seq_len`?"),
         ("train.micro_batch=3", "global_batch is 8 and micro_batch 3"),
-        ("parallel.zero=3", "not available in this version"),
-        ("offload.optim=cpu", "not available in this version"),
+        ("parallel.tensor=2", "not available in this version"),
+        ("parallel.zero=4", "the stages are 0 to 3"),
+        ("parallel.data=3", "cannot be shared out evenly among 3 ranks"),
+        ("offload.optim=nvme", "say in which folder with nvme_path"),
+        ("optim.kind=adafactor --set parallel.zero=1", "updates whole matrices"),
         ("model.path=/nonexistent", "there is no model at /nonexistent"),
         ("model.device=tpu", "device `tpu`"),
     ];
     for (set, words) in cases {
-        refuses(&["train", &recipe, "--set", set], 2, words);
+        let arguments: Vec<&str> = ["train", &recipe, "--set"].into_iter().chain(set.split(' ')).collect();
+        refuses(&arguments, 2, words);
     }
+    refuses(&["train", &recipe, "--memory", "gpu=1GiB"], 2, "--memory: ");
     assert!(!folder.path().join("run").exists(), "nothing is written for a recipe that is refused");
 }
 

@@ -1,0 +1,192 @@
+//! What a recipe's run is made of, before it is divided among ranks, and each rank's part of it.
+
+use crate::open::Model;
+use crate::recipe::Recipe;
+use crate::resolve;
+use crate::ui::{Ui, bytes};
+use burn::tensor::Device;
+use hearth_collective::Ordered;
+use hearth_data::dataset::Stats;
+use hearth_data::{Loader, Sequence};
+use hearth_memory::{Budget, Ledger, Tier};
+use hearth_train::reduce::Assignment;
+use hearth_train::{Activations, Companion, Observer, Place, Recompute, Setup, TrainConfig, Trainer};
+use hearth_weights::{ModelFiles, TensorSource};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+
+/// Everything that decides what a run computes. Clones share the model's files and the data.
+#[derive(Clone)]
+pub struct Job {
+    /// What every rank's trainer is told.
+    pub config: TrainConfig,
+    /// What one rank may hold.
+    pub budget: Budget,
+    /// Sequences that are trained on.
+    pub train: Arc<[Sequence]>,
+    /// Sequences that are only evaluated; may be empty.
+    pub validation: Arc<[Sequence]>,
+    /// What was read.
+    pub stats: Stats,
+    files: Arc<ModelFiles>,
+    companions: Vec<Companion>,
+    device: Device,
+    /// Ranks that share host memory and disk.
+    here: usize,
+}
+
+impl Job {
+    /// Reads the data and resolves the recipe for `world_size` ranks.
+    ///
+    /// # Errors
+    /// Data that cannot be read or that the method does not take, a batch that does not divide among the ranks, and
+    /// other contradictions.
+    pub fn new(recipe: &Recipe, model: Model, world_size: usize, ui: &Ui) -> anyhow::Result<Self> {
+        resolve::method_takes_data(recipe)?;
+        let dataset = resolve::dataset(recipe, model.files.config.vocab_size);
+        let data = hearth_data::dataset::load(&dataset, model.tokenizer.as_ref(), model.template.as_ref())?;
+        data.stats.warnings.iter().for_each(|warning| ui.note(warning));
+        let train: Arc<[Sequence]> = data.train.into();
+        let loader = Loader::new(train.clone(), recipe.train.seed, recipe.train.global_batch)?;
+        let config = resolve::training(recipe, loader.steps_per_epoch(), &*model.files.tensors)?;
+        Assignment::new(&config, world_size).map_err(|e| crate::exit::usage(e.to_string()))?;
+        Ok(Self {
+            companions: hearth_train::companions(&model.files)?,
+            device: hearth_model::device::open(&recipe.model.device)
+                .map_err(|e| crate::exit::usage(e.to_string()))?,
+            budget: resolve::budget(recipe),
+            here: 1,
+            validation: data.val.into(),
+            stats: data.stats,
+            files: Arc::new(model.files),
+            train,
+            config,
+        })
+    }
+
+    /// The same where `here` ranks share the machine's host memory and disk.
+    pub fn shared_by(mut self, here: usize) -> Self {
+        let share = |size: hearth_memory::Size| hearth_memory::Size(size.bytes() / here as u64);
+        self.budget.host = self.budget.host.map(share);
+        self.budget.nvme = self.budget.nvme.map(share);
+        self.here = here;
+        self
+    }
+
+    /// The model's configuration.
+    pub fn model(&self) -> &hearth_weights::ModelConfig {
+        &self.files.config
+    }
+
+    /// Ranks that share the machine.
+    pub fn here(&self) -> usize {
+        self.here
+    }
+
+    /// sha256 of what the trainer is told: the same on every rank.
+    pub fn config_sha256(&self) -> String {
+        let config = TrainConfig { peak_flops: None, ..self.config.clone() };
+        let text = serde_json::to_vec(&(config, self.budget)).expect("plain values serialise");
+        hex(Sha256::digest(text))
+    }
+
+    /// sha256 of the model: its configuration, every tensor's name, shape and format, and the values of its vectors.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn model_sha256(&self) -> anyhow::Result<String> {
+        let mut hash = Sha256::new();
+        hash.update(serde_json::to_vec(&self.files.hf_config).expect("a JSON map serialises"));
+        for tensor in self.files.tensors.tensors() {
+            hash.update(format!("{}{:?}{}", tensor.name, tensor.shape, tensor.format.name()));
+            if tensor.shape.len() == 1 {
+                hash.update(self.files.tensors.bytes(&tensor.name)?);
+                self.files.tensors.release(&tensor.name);
+            }
+        }
+        Ok(hex(hash.finalize()))
+    }
+
+    /// sha256 of every token and label.
+    pub fn data_sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        for sequence in self.train.iter().chain(self.validation.iter()) {
+            hash.update((sequence.ids.len() as u64).to_le_bytes());
+            sequence.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+            sequence.labels.iter().for_each(|label| hash.update(label.to_le_bytes()));
+        }
+        hex(hash.finalize())
+    }
+
+    /// One rank's trainer; with an observer of what resuming has to say it stands where the newest checkpoint left it.
+    /// The model's files are let go of once every rank's trainer is made.
+    ///
+    /// # Errors
+    /// A model that cannot be read, a budget that does not hold the run (in words that say what would help), a
+    /// checkpoint directory that holds another run or, to resume, none.
+    pub fn trainer(self, comm: Ordered, resume: Option<&mut dyn Observer>) -> anyhow::Result<Trainer> {
+        let setup = Setup {
+            arch: hearth_model::architecture(&self.files.config)?,
+            weights: &*self.files.tensors,
+            loader: Loader::new(self.train.clone(), self.config.seed, self.config.global_batch)?,
+            device: self.device.clone(),
+            comm,
+            ledger: Ledger::new(self.budget),
+            activations: Activations::default(),
+            companions: self.companions.clone(),
+        };
+        let config = self.config.clone();
+        let trainer = match resume {
+            Some(observer) => Trainer::resume(setup, config, observer),
+            None => Trainer::new(setup, config),
+        };
+        let trainer = trainer.map_err(|e| explain(e, &self.config, self.here))?;
+        let tensors = &self.files.tensors;
+        tensors.tensors().iter().for_each(|tensor| tensors.release(&tensor.name));
+        Ok(trainer)
+    }
+}
+
+/// An error of a trainer of which `here` share a machine; a budget too small is told with what would help.
+pub fn explain(error: hearth_train::Error, config: &TrainConfig, here: usize) -> anyhow::Error {
+    let hearth_train::Error::Memory(hearth_memory::Error::OverBudget { tier, needed, free, limit }) = &error
+    else {
+        return error.into();
+    };
+    let whose = match tier {
+        Tier::Device => "each rank's memory.device".to_owned(),
+        _ if here > 1 => format!("memory.{tier} shared by {here} ranks"),
+        _ => format!("memory.{tier}"),
+    };
+    let (needed, free, limit) = (bytes(*needed), bytes(*free), bytes(*limit));
+    anyhow::anyhow!(
+        "{tier} tier: needs {needed} more, {free} of {limit} ({whose}) are free; what would help: {}",
+        knobs(*tier, config, here)
+    )
+}
+
+/// What would make a tier hold the run, the cheapest in time first.
+fn knobs(tier: Tier, config: &TrainConfig, here: usize) -> String {
+    let o = &config.offload;
+    let at = |place: Place| place.tier() == tier;
+    // One step down the hierarchy.
+    let lower = if tier == Tier::Device { "\"cpu\" or \"nvme\"" } else { "\"nvme\"" };
+    let device = tier == Tier::Device;
+    let moves = tier != Tier::Nvme;
+    let mut knobs = vec![format!("a larger memory.{tier}")];
+    let mut add = |helps: bool, knob: String| knobs.extend(helps.then_some(knob));
+    add(device && config.recompute == Recompute::None, "activation.checkpoint = \"full\"".into());
+    add(here > 1 && config.zero < 3, format!("parallel.zero = {}", config.zero + 1));
+    add(moves && at(o.optim), format!("offload.optim = {lower}"));
+    add(moves && at(o.grads), format!("offload.grads = {lower}"));
+    add(moves && at(o.params), format!("offload.params = {lower}"));
+    add(device && o.optim != Place::Device && o.ratio < 1.0, "offload.ratio = 1.0".into());
+    add(device && config.micro_batch > 1, "a smaller train.micro_batch".into());
+    add(device, "a smaller train.max_seq_len".into());
+    let last = knobs.pop().expect("at least one");
+    if knobs.is_empty() { last } else { format!("{}, or {last}", knobs.join(", ")) }
+}
+
+fn hex(digest: impl AsRef<[u8]>) -> String {
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
