@@ -2,7 +2,8 @@
 
 use crate::exit::usage;
 use crate::recipe::choices::{
-    AdapterKind, DataFormat, Dtype, MethodKind, Place, QuantKind, Recompute, SchedKind, Split, TrainOn,
+    AdapterKind, DataFormat, Dtype, LossScale, MethodKind, Place, QuantKind, Recompute, SchedKind, Split,
+    TrainOn,
 };
 use crate::recipe::tables::{DataEntry, Recipe};
 use hearth_data::{DataFile, DatasetConfig};
@@ -101,6 +102,7 @@ pub fn training(
             Dtype::Bf16 => Compute::Bf16,
             Dtype::F16 => Compute::F16,
         },
+        loss_scale: loss_scale(recipe),
         zero: recipe.parallel.zero,
         offload: offload(recipe),
         recompute: match recipe.activation.checkpoint {
@@ -119,6 +121,15 @@ pub fn training(
     };
     config.validate().map_err(|e| usage(e.to_string()))?;
     Ok(config)
+}
+
+/// f16 has one unless it is given a number; the other types need none.
+fn loss_scale(recipe: &Recipe) -> Option<hearth_train::LossScale> {
+    match (recipe.precision.compute, recipe.precision.loss_scale) {
+        (Dtype::F16, Some(LossScale::Fixed(scale))) => Some(hearth_train::LossScale::Fixed(scale as f32)),
+        (Dtype::F16, _) => Some(hearth_train::LossScale::Dynamic(Default::default())),
+        _ => None,
+    }
 }
 
 fn offload(recipe: &Recipe) -> Offload {

@@ -1,5 +1,6 @@
 //! How long an operation may last, and what is said when it lasts longer.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, process, thread};
@@ -38,7 +39,8 @@ impl Watchdog {
     /// shortly after. Where ranks are threads the caller's error ends the process.
     pub fn ending(timeout: Duration) -> Self {
         let on_timeout = |diagnosis: &Diagnosis| {
-            eprintln!("{diagnosis}");
+            // In one piece, for launchers mix what ranks write. Without standard error there is nobody to tell.
+            std::io::stderr().write_all(format!("{diagnosis}\n").as_bytes()).ok();
             if mpi::launched().is_some() {
                 thread::sleep(GRACE);
                 process::exit(EXIT_CODE);

@@ -1,6 +1,7 @@
 //! What a run is told. Knows nothing of recipes.
 
 use crate::Error;
+use crate::loss_scale::LossScaling;
 use crate::optim::{OptimConfig, StateDtype};
 use crate::sched::Schedule;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,8 @@ pub struct TrainConfig {
     pub sched: Schedule,
     /// Arithmetic of activations and the weights they meet.
     pub compute: Compute,
+    /// Multiplies the loss so that 16-bit gradients do not underflow; `None` = not at all.
+    pub loss_scale: Option<LossScale>,
     /// ZeRO stage (arXiv 1910.02054): 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters are partitioned
     /// over the ranks.
     pub zero: u8,
@@ -60,6 +63,7 @@ impl Default for TrainConfig {
             state_dtype: StateDtype::F32,
             sched: Schedule::default(),
             compute: Compute::F32,
+            loss_scale: None,
             zero: 0,
             offload: Offload::default(),
             recompute: Recompute::None,
@@ -94,6 +98,16 @@ impl Compute {
             Compute::F16 => "f16",
         }
     }
+}
+
+/// What the loss is multiplied by before the backward pass; gradients are divided by it in the update, in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossScale {
+    /// Always this.
+    Fixed(f32),
+    /// As large as the gradients allow; steps that overflow are skipped.
+    Dynamic(LossScaling),
 }
 
 /// Where a share of the training state lies.
@@ -255,6 +269,13 @@ impl TrainConfig {
 
     fn validate_rates(&self) -> Result<(), Error> {
         self.optim.validate()?;
+        match self.loss_scale {
+            Some(LossScale::Dynamic(scaling)) => scaling.validate()?,
+            Some(LossScale::Fixed(scale)) if !(scale.is_normal() && scale > 0.0) => {
+                return refuse(format!("precision.loss_scale = {scale} must be a number above 0"));
+            }
+            _ => {}
+        }
         not_negative("train.clip_norm", self.clip_norm)?;
         not_negative("sched.min_lr", self.sched.min_lr)?;
         let lr = self.optim.lr();

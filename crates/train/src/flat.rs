@@ -3,11 +3,8 @@
 use crate::config::Compute;
 use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
-use rayon::prelude::*;
+use hearth_kernels::cpu::stored::narrow;
 use std::ops::Range;
-
-/// Elements one task rounds.
-const ROUND_CHUNK: usize = 1 << 16;
 
 impl Compute {
     /// Bytes of one element.
@@ -58,8 +55,8 @@ impl Flat {
         let range = start..start + values.len();
         match self {
             Flat::F32(to) => to[range].copy_from_slice(values),
-            Flat::Bf16(to) => convert(&mut to[range], values, bf16::from_f32),
-            Flat::F16(to) => convert(&mut to[range], values, f16::from_f32),
+            Flat::Bf16(to) => narrow(values, &mut to[range]),
+            Flat::F16(to) => narrow(values, &mut to[range]),
         }
     }
 
@@ -93,14 +90,6 @@ impl AsRef<[u8]> for Flat {
     fn as_ref(&self) -> &[u8] {
         self.as_bytes()
     }
-}
-
-fn convert<T: Send>(to: &mut [T], from: &[f32], round: impl Fn(f32) -> T + Sync) {
-    to.par_chunks_mut(ROUND_CHUNK).zip(from.par_chunks(ROUND_CHUNK)).for_each(|(to, from)| {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = round(*from);
-        }
-    });
 }
 
 /// A tensor of the compute precision that borrows `bytes` on the CPU, or is copied to another device.

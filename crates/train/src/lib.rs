@@ -52,7 +52,9 @@ mod update;
 
 pub use activations::Activations;
 pub use checkpoint::{Companion, Disk, Files, Progress};
-pub use config::{CheckpointConfig, Compute, LogConfig, LoraConfig, Offload, Place, Recompute, TrainConfig};
+pub use config::{
+    CheckpointConfig, Compute, LogConfig, LoraConfig, LossScale, Offload, Place, Recompute, TrainConfig,
+};
 pub use error::Error;
 pub use layout::{Layout, Param};
 pub use metrics::{MemoryReport, StepReport};

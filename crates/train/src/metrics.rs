@@ -15,8 +15,14 @@ pub struct StepReport {
     pub loss: f64,
     /// Learning rate of its update.
     pub lr: f64,
-    /// Global gradient norm before clipping.
+    /// Global gradient norm before clipping; 0 in a step that was skipped.
     pub grad_norm: f64,
+    /// What the loss was multiplied by, if anything.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub loss_scale: Option<f64>,
+    /// Whether gradients overflowed, so that nothing was updated.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub skipped: bool,
     /// Tokens processed in this step.
     pub tokens: u64,
     /// Of these, tokens that were trained.

@@ -3,9 +3,10 @@
 use crate::activations::{Activations, Meter};
 use crate::block_loop::BlockLoop;
 use crate::checkpoint::{ModelIdentity, Progress};
-use crate::config::{Place, TrainConfig};
+use crate::config::{LossScale, Place, TrainConfig};
 use crate::flops::ModelFlops;
 use crate::gradients::clip_coefficient;
+use crate::loss_scale::LossScaler;
 use crate::metrics::{MemoryReport, StepReport, peak_rss_bytes};
 use crate::micro_batch::MicroBatch;
 use crate::params::{ParamStore, layout};
@@ -189,27 +190,36 @@ impl Trainer {
         let trained_tokens: u64 = batches.iter().map(MicroBatch::trained).sum();
         let Accumulated { reduced, loss_sum, stop } = self.accumulate(step, &batches, stop)?;
         let squares = self.sum_squares(&reduced)?;
-        let (loss, grad_norm) = (loss_sum / trained_tokens as f64, squares.sqrt() / trained_tokens as f64);
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(Error::NotFinite { step, loss, grad_norm });
-        }
+        let loss = loss_sum / trained_tokens as f64;
+        // What the gradients are multiples of.
+        let scale = trained_tokens as f64 * self.loss_scale() as f64;
+        let grad_norm = squares.sqrt() / scale;
+        let skipped = self.overflowed(step, loss, grad_norm)?;
         let lr =
             self.config.sched.rate(self.progress.updates as usize, self.config.steps, self.config.optim.lr());
-        let clip = clip_coefficient(grad_norm, self.config.clip_norm);
         // A save under way reads the state: it ends before anything changes.
         self.finish_save()?;
-        self.update(lr, (clip as f64 / trained_tokens as f64) as f32, reduced)?;
+        let loss_scale = self.config.loss_scale.map(|_| self.loss_scale() as f64);
+        if !skipped {
+            let clip = clip_coefficient(grad_norm, self.config.clip_norm);
+            self.update(lr, (clip as f64 / scale) as f32, reduced)?;
+        }
+        self.learn_scale(skipped);
         let tokens = batches.iter().map(|b| b.ids.len() as u64).sum();
         self.progress.step = step;
         self.progress.tokens += tokens;
         self.progress.cursor = self.loader.cursor();
-        self.progress.loss = loss;
+        if loss.is_finite() {
+            self.progress.loss = loss;
+        }
         let step_s = start.elapsed().as_secs_f64();
         let report = StepReport {
             step,
             loss,
             lr,
-            grad_norm,
+            grad_norm: if skipped { 0.0 } else { grad_norm },
+            loss_scale,
+            skipped,
             tokens,
             trained_tokens,
             tokens_total: self.progress.tokens,
@@ -254,6 +264,36 @@ impl Trainer {
                 "the data has token id {id}, the model's vocabulary ends at {}; use the model's own tokenizer",
                 vocab - 1
             ))),
+        }
+    }
+
+    /// What the next step's loss is multiplied by.
+    fn loss_scale(&self) -> f32 {
+        match (self.config.loss_scale, &self.progress.scaler) {
+            (None, _) => 1.0,
+            (Some(LossScale::Fixed(scale)), _) => scale,
+            (Some(LossScale::Dynamic(_)), Some(scaler)) => scaler.scale(),
+            (Some(LossScale::Dynamic(scaling)), None) => scaling.init as f32,
+        }
+    }
+
+    /// Whether this step is to be skipped; every rank sees the same numbers.
+    fn overflowed(&self, step: u64, loss: f64, grad_norm: f64) -> Result<bool, Error> {
+        if loss.is_finite() && grad_norm.is_finite() {
+            return Ok(false);
+        }
+        match (self.config.loss_scale, &self.progress.scaler) {
+            (Some(LossScale::Dynamic(settings)), Some(scaler)) if !scaler.exhausted(&settings) => Ok(true),
+            (Some(LossScale::Dynamic(_)), None) => Ok(true),
+            _ => Err(Error::NotFinite { step, loss, grad_norm }),
+        }
+    }
+
+    fn learn_scale(&mut self, overflow: bool) {
+        if let Some(LossScale::Dynamic(settings)) = &self.config.loss_scale {
+            let scaler = self.progress.scaler.get_or_insert_with(|| LossScaler::new(settings));
+            // The verdict is known: it is what `overflow` says.
+            let _ = scaler.update(settings, overflow);
         }
     }
 
@@ -348,7 +388,7 @@ impl Trainer {
             rope: &self.rope,
             recompute,
             dropout,
-            loss_scale: 1.0,
+            loss_scale: if dropout.is_some() { self.loss_scale() } else { 1.0 },
             meter: &self.meter,
         }
     }

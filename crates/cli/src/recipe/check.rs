@@ -166,7 +166,6 @@ fn loss_scale(r: &Recipe) -> Result<(), String> {
 fn not_yet(r: &Recipe) -> Result<(), String> {
     let wanted = [
         (r.method.kind == MethodKind::Dpo, "[method] kind = \"dpo\"", "use \"sft\" or \"pretrain\""),
-        (r.precision.compute == Dtype::F16, "[precision] compute = \"f16\"", "use \"bf16\" or \"f32\""),
         (r.parallel.tensor > 1, "[parallel] tensor above 1", "use 1"),
     ];
     match wanted.into_iter().find(|(asked, ..)| *asked) {

@@ -5,6 +5,7 @@
 //! The file is `{"sha256":"<hash of the body's bytes>","body":<body>}`, so that a flipped bit in it is seen too.
 
 use crate::config::{TrainConfig, hex};
+use crate::loss_scale::LossScaler;
 use hearth_data::Cursor;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -51,6 +52,9 @@ pub struct Progress {
     pub loss: f64,
     /// Where the next step's data begins.
     pub cursor: Cursor,
+    /// The dynamic loss scale, if the run has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaler: Option<LossScaler>,
 }
 
 /// Tells one model from another.

@@ -5,9 +5,11 @@ use crate::support::{
 };
 use hearth_train::activations::{Activations, Meter};
 use hearth_train::block_loop::BlockLoop;
+use hearth_train::loss_scale::LossScaling;
 use hearth_train::micro_batch::MicroBatch;
 use hearth_train::{
-    AdamW, Compute, LoraConfig, OptimConfig, ParamStore, Recompute, Schedule, ScheduleKind, TrainConfig,
+    AdamW, Compute, LoraConfig, LossScale, OptimConfig, ParamStore, Recompute, Schedule, ScheduleKind,
+    TrainConfig,
 };
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
@@ -168,10 +170,12 @@ fn recomputation_changes_no_bit_of_a_run() {
 #[test]
 fn loss_goes_down_in_every_mode() {
     let files = model("llama-gqa-tied");
-    for compute in [Compute::F32, Compute::Bf16] {
+    for compute in [Compute::F32, Compute::Bf16, Compute::F16] {
         for adapter in [None, Some(LoraConfig { rank: 8, alpha: 32.0, ..lora() })] {
             let lr = if adapter.is_some() { 3e-2 } else { 1e-2 };
-            let mut config = TrainConfig { compute, adapter, peak_flops: Some(1e9), ..config(30) };
+            let loss_scale = (compute == Compute::F16).then(|| LossScale::Dynamic(LossScaling::default()));
+            let mut config =
+                TrainConfig { compute, adapter, loss_scale, peak_flops: Some(1e9), ..config(30) };
             config.optim = OptimConfig::AdamW(AdamW { lr, ..AdamW::default() });
             let mut trainer = trainer(&files, &config);
             let data = sequences(10, files.config.vocab_size);
@@ -201,4 +205,38 @@ fn a_step_that_is_not_finite_changes_nothing() {
         assert!(error.contains(part), "{error}");
     }
     assert_eq!(state(&trainer), before);
+}
+
+#[test]
+fn a_step_that_overflows_is_skipped_and_the_scale_falls_until_none_does() {
+    let files = model("llama-gqa-tied");
+    let scaling = LossScaling { init: 2f64.powi(40), hysteresis: 2, window: 3, ..LossScaling::default() };
+    let config =
+        TrainConfig { compute: Compute::F16, loss_scale: Some(LossScale::Dynamic(scaling)), ..config(60) };
+    let mut trainer = trainer(&files, &config);
+    let before = state(&trainer);
+    let first = trainer.step().expect("a step that is skipped");
+    assert!(first.skipped && first.grad_norm == 0.0 && first.loss.is_finite());
+    assert_eq!((state(&trainer), trainer.progress().updates, trainer.progress().step), (before, 0, 1));
+    let reports: Vec<_> = (1..60).map(|_| trainer.step().expect("a step")).collect();
+    let updates = reports.iter().filter(|report| !report.skipped).count();
+    assert_eq!(trainer.progress().updates as usize, updates);
+    // The first overflow spends the hysteresis, each one after it halves.
+    let good = reports.iter().position(|report| !report.skipped).expect("the scale becomes bearable");
+    assert_eq!(reports[good].loss_scale, Some(2f64.powi(40 - good as i32)));
+    // The rate is that of the updates, not of the steps.
+    assert_eq!(reports[good].lr, first.lr);
+    // Found again after three good steps, and lost again: it hovers at the edge.
+    assert!(reports[good + 4..].iter().any(|report| report.skipped) || updates > 30);
+}
+
+#[test]
+fn a_power_of_two_as_fixed_scale_changes_no_bit() {
+    let files = model("llama-mha");
+    let run = |loss_scale| {
+        let mut trainer = trainer(&files, &TrainConfig { loss_scale, ..config(3) });
+        let norms: Vec<u64> = (0..3).map(|_| trainer.step().expect("a step").grad_norm.to_bits()).collect();
+        (norms, state(&trainer))
+    };
+    assert_eq!(run(None), run(Some(LossScale::Fixed(1024.0))));
 }

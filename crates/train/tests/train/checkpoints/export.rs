@@ -2,7 +2,7 @@
 
 use super::{contents, data, facts, files, save};
 use crate::faulty_disk::{Fault, FaultyDisk};
-use crate::support::{config, model, trainer};
+use crate::support::{config, masters, model, trainer};
 use hearth_train::checkpoint::{
     self, Checkpoint, Piece, StateDtype, StateFile, StateTensor, WriteAt, begin, export, finish,
     saver::CHUNK_BYTES, write_pieces,
@@ -71,9 +71,9 @@ fn an_export_of_any_dtype_and_shard_size_is_the_model() {
             .expect("is exported");
         let exported = hearth_weights::open(&destination).expect("opens as a model");
         assert_eq!(exported.config, files.config, "{name}");
-        for param in trainer.store().trained() {
-            let rounded: Vec<f32> = param.values().iter().map(|value| round(*value, dtype)).collect();
-            assert_eq!(exported.tensors.read_f32(&param.name).expect("is there"), rounded, "{name}");
+        for (param, values) in masters(&trainer) {
+            let rounded: Vec<f32> = values.iter().map(|value| round(*value, dtype)).collect();
+            assert_eq!(exported.tensors.read_f32(&param).expect("is there"), rounded, "{name}");
         }
         assert!(heard.last().is_some_and(|(done, of)| done == of), "{heard:?}");
         let shards = contents(&destination).keys().filter(|name| name.ends_with(".safetensors")).count();
