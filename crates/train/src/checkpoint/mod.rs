@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - [`layout`]: the safetensors files of the training state, before a byte is written; [`pieces`]: who writes what.
-//! - [`saver`]: writing by many ranks in the background; `save`: by one rank at once; `reveal`: names given and taken.
+//! - [`saver`]: writing by many ranks in the background; `reveal`: names given and taken.
 //! - `manifest`: `checkpoint.json`; `load`: finding and verifying; `reader`: reading any range into any layout.
 //! - `export`: a Hugging Face directory out of a checkpoint, a few MiB in memory at a time.
 //! - [`files`]: the operations on the disk, so that tests can let each fail.
@@ -36,7 +36,6 @@ mod load;
 mod manifest;
 mod reader;
 mod reveal;
-mod save;
 
 pub use export::export;
 pub use files::{Disk, Files, WriteAt};
@@ -46,7 +45,6 @@ pub use manifest::{Facts, FileEntry, Manifest, ModelIdentity, PieceEntry, Progre
 pub use pieces::{Piece, WrittenPiece, decode_outcome, encode_outcome};
 pub use reader::StateReader;
 pub use reveal::{prune, sweep};
-pub use save::{Shard, Snapshot, save};
 pub use saver::{BackgroundSave, Companion, Partial, ReadPiece, abandon, begin, finish, write_pieces};
 
 use std::path::{Path, PathBuf};
