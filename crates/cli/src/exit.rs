@@ -1,7 +1,6 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or environment, 75 try again.
 
 use crate::recipe::RecipeError;
-use hearth_collective::Error;
 use std::io::Write;
 
 /// The caller asked for something that cannot be, or the machine lacks something: exit code 2.
@@ -47,11 +46,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(hearth_train::Error::Collective(error)) => error,
         _ => cause.downcast_ref()?,
     };
-    match collective {
-        Error::TimedOut(_) => Some(75),
-        Error::NoLibrary { .. } | Error::NotConnected { .. } | Error::WorldSize { .. } => Some(2),
-        _ => None,
-    }
+    u8::try_from(collective.exit_code()).ok()
 }
 
 /// One line on stderr; if that is closed, so be it.

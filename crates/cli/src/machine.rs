@@ -59,6 +59,14 @@ pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
+/// Those of the programs that a shell would find, in the order of their names here.
+pub fn find_programs(names: &[&str]) -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let find = |name: &&str| folders.iter().map(|folder| folder.join(name)).find(|file| file.is_file());
+    names.iter().filter_map(find).collect()
+}
+
 /// The first shared library whose file name starts with one of `prefixes`, where the loader would look.
 pub fn find_library(prefixes: &[&str]) -> Option<PathBuf> {
     library_folders().into_iter().find_map(|folder| first_match(&folder, prefixes))

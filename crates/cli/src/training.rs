@@ -31,6 +31,7 @@ pub struct Job {
     files: Arc<ModelFiles>,
     companions: Vec<Companion>,
     device: Device,
+    activations: Activations,
     /// Ranks that share host memory and disk.
     here: usize,
 }
@@ -55,6 +56,7 @@ impl Job {
             device: hearth_model::device::open(&recipe.model.device)
                 .map_err(|e| crate::exit::usage(e.to_string()))?,
             budget: resolve::budget(recipe),
+            activations: Activations::default(),
             here: 1,
             validation: data.val.into(),
             stats: data.stats,
@@ -71,6 +73,25 @@ impl Job {
         self.budget.nvme = self.budget.nvme.map(share);
         self.here = here;
         self
+    }
+
+    /// Measures what activations take, for a budget to count them. Reads the heap of the whole process: nothing else
+    /// may run meanwhile.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn measure_activations(&mut self) -> anyhow::Result<()> {
+        let arch = hearth_model::architecture(&self.files.config)?;
+        let (tensors, documents) = (&*self.files.tensors, self.largest_micro_batch());
+        self.activations = Activations::measure(&*arch, tensors, &self.config, &self.device, &documents)?;
+        Ok(())
+    }
+
+    /// Lengths of the documents of a micro-batch that no other exceeds.
+    pub fn largest_micro_batch(&self) -> Vec<usize> {
+        let all = self.train.iter().chain(self.validation.iter());
+        let longest = all.map(|sequence| sequence.ids.len()).max().unwrap_or(0);
+        vec![longest; self.config.micro_batch]
     }
 
     /// The model's configuration.
@@ -132,7 +153,7 @@ impl Job {
             device: self.device.clone(),
             comm,
             ledger: Ledger::new(self.budget),
-            activations: Activations::default(),
+            activations: self.activations,
             companions: self.companions.clone(),
         };
         let config = self.config.clone();
@@ -140,10 +161,7 @@ impl Job {
             Some(observer) => Trainer::resume(setup, config, observer),
             None => Trainer::new(setup, config),
         };
-        let trainer = trainer.map_err(|e| explain(e, &self.config, self.here))?;
-        let tensors = &self.files.tensors;
-        tensors.tensors().iter().for_each(|tensor| tensors.release(&tensor.name));
-        Ok(trainer)
+        trainer.map_err(|e| explain(e, &self.config, self.here))
     }
 }
 

@@ -1,5 +1,9 @@
 //! `hearth bench`: speed against this machine's own peak, measured in the same run.
 
+mod rates;
+
+pub use rates::{AdamBench, CommBench, IoBench, RateReport};
+
 use crate::exit::usage;
 use crate::machine;
 use crate::probe::{self, Peaks};
@@ -24,6 +28,12 @@ pub enum BenchCommand {
     Prefill(PrefillBench),
     /// Generating token after token
     Decode(DecodeBench),
+    /// Reading and writing the disk that training state is offloaded to
+    Io(IoBench),
+    /// Exchanging buffers between ranks; under mpirun between its processes
+    Comm(CommBench),
+    /// Updating parameters in memory
+    Adam(AdamBench),
 }
 
 /// Training steps on random tokens.
@@ -79,7 +89,17 @@ pub struct DecodeBench {
 
 /// What was measured.
 #[derive(Clone, Debug, Serialize)]
-pub struct BenchReport {
+#[serde(untagged)]
+pub enum BenchReport {
+    /// Of a model, in tokens.
+    Model(ModelReport),
+    /// Of the machine, in bytes.
+    Rate(RateReport),
+}
+
+/// What was measured of a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelReport {
     /// `train`, `prefill` or `decode`.
     pub name: &'static str,
     /// Tokens per second: the median of the samples.
@@ -98,21 +118,26 @@ pub struct BenchReport {
     pub samples: Vec<f64>,
 }
 
-/// Measures.
+/// Measures. Of several ranks only rank 0 has a report.
 ///
 /// # Errors
-/// A model that cannot be loaded, sizes that do not fit it.
-pub fn run(command: &BenchCommand, ui: &Ui) -> anyhow::Result<BenchReport> {
-    ui.note("measuring this machine's peaks …");
-    let peaks = probe::peaks();
-    match command {
-        BenchCommand::Train(args) => train(args, peaks, ui),
-        BenchCommand::Prefill(args) => prefill(args, peaks, ui),
-        BenchCommand::Decode(args) => decode(args, peaks, ui),
-    }
+/// A model that cannot be loaded, sizes that do not fit it, a disk that cannot be written, ranks that are lost.
+pub fn run(command: &BenchCommand, ui: &Ui) -> anyhow::Result<Option<BenchReport>> {
+    let peaks = || {
+        ui.note("measuring this machine's peaks …");
+        probe::peaks()
+    };
+    Ok(match command {
+        BenchCommand::Train(args) => Some(BenchReport::Model(train(args, peaks(), ui)?)),
+        BenchCommand::Prefill(args) => Some(BenchReport::Model(prefill(args, peaks(), ui)?)),
+        BenchCommand::Decode(args) => Some(BenchReport::Model(decode(args, peaks(), ui)?)),
+        BenchCommand::Io(args) => Some(BenchReport::Rate(rates::io(args, ui)?)),
+        BenchCommand::Comm(args) => rates::comm(args, ui)?.map(BenchReport::Rate),
+        BenchCommand::Adam(args) => Some(BenchReport::Rate(rates::adam(args, ui)?)),
+    })
 }
 
-fn prefill(args: &PrefillBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<BenchReport> {
+fn prefill(args: &PrefillBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport> {
     at_least_one("--tokens", args.tokens)?;
     let (model, loaded) = args.model.load(ui)?;
     let flops = forward_flops(&model.files, args.tokens)?;
@@ -127,7 +152,7 @@ fn prefill(args: &PrefillBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<BenchRe
     Ok(report("prefill", samples, flops / args.tokens as f64, peaks))
 }
 
-fn decode(args: &DecodeBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<BenchReport> {
+fn decode(args: &DecodeBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport> {
     at_least_one("--prompt", args.prompt)?;
     if args.n < 2 {
         return Err(usage(format!(
@@ -151,7 +176,7 @@ fn decode(args: &DecodeBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<BenchRepo
     Ok(report)
 }
 
-fn train(args: &TrainBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<BenchReport> {
+fn train(args: &TrainBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport> {
     at_least_one("--batch", args.batch)?;
     if args.seq < 2 {
         return Err(usage(format!("--seq is {}, it must be at least 2", args.seq)));
@@ -185,7 +210,7 @@ fn train(args: &TrainBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<BenchReport
         Ok(step.tok_s)
     })?;
     let of_peak = median(&mfu[1..]);
-    Ok(BenchReport { of_peak, gflop_s: of_peak * peaks.flops / 1e9, ..report("train", samples, 0.0, peaks) })
+    Ok(ModelReport { of_peak, gflop_s: of_peak * peaks.flops / 1e9, ..report("train", samples, 0.0, peaks) })
 }
 
 /// The samples of all runs but the first, which warms up.
@@ -195,10 +220,10 @@ fn repeated(runs: usize, mut measure: impl FnMut() -> anyhow::Result<f64>) -> an
     (0..runs).map(|_| measure()).collect()
 }
 
-fn report(name: &'static str, samples: Vec<f64>, flops_per_token: f64, peaks: Peaks) -> BenchReport {
+fn report(name: &'static str, samples: Vec<f64>, flops_per_token: f64, peaks: Peaks) -> ModelReport {
     let tok_s = median(&samples);
     let flops = flops_per_token * tok_s;
-    BenchReport {
+    ModelReport {
         name,
         tok_s,
         gflop_s: flops / 1e9,
@@ -265,6 +290,15 @@ fn bytes_per_token(files: &ModelFiles) -> anyhow::Result<usize> {
 }
 
 impl Report for BenchReport {
+    fn text(&self) -> String {
+        match self {
+            BenchReport::Model(report) => report.text(),
+            BenchReport::Rate(report) => report.text(),
+        }
+    }
+}
+
+impl Report for ModelReport {
     fn text(&self) -> String {
         let bound = if self.gb_s.is_some() { "memory reads" } else { "arithmetic" };
         let mut rows = vec![

@@ -2,6 +2,8 @@
 
 use crate::ui::{Report, Ui, bytes, table};
 use crate::{machine, probe};
+use hearth_collective::mpi;
+use hearth_memory::probe::{disk, memory};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -24,8 +26,8 @@ pub struct DoctorReport {
     pub disk: Disk,
     /// NVIDIA cards.
     pub gpus: Gpus,
-    /// MPI library, if one was found.
-    pub mpi: Option<PathBuf>,
+    /// What it takes to run as ranks of a launcher.
+    pub mpi: Mpi,
     /// NCCL library, if one was found.
     pub nccl: Option<PathBuf>,
     /// Measured peaks.
@@ -52,6 +54,12 @@ pub struct Memory {
     pub total_bytes: u64,
     /// Free or easily freed.
     pub available_bytes: u64,
+    /// Reading, all threads.
+    pub read_gb_s: f64,
+    /// Copying; bytes read and written both count.
+    pub copy_gb_s: f64,
+    /// Reading four streams and writing three, as AdamW does.
+    pub adam_gb_s: f64,
 }
 
 /// The disk.
@@ -59,10 +67,27 @@ pub struct Memory {
 pub struct Disk {
     /// Where it was measured.
     pub path: PathBuf,
-    /// Durable writes, GB/s; nothing if the folder cannot be written.
-    pub write_gb_s: Option<f64>,
-    /// Reads, GB/s, usually from the page cache.
+    /// Long reads past the page cache, GB/s; nothing if the folder cannot be written.
     pub read_gb_s: Option<f64>,
+    /// Long writes, GB/s.
+    pub write_gb_s: Option<f64>,
+    /// Reading and writing at once, counted together, GB/s: what an optimizer on this disk is bound by.
+    pub mixed_gb_s: Option<f64>,
+    /// Whether the page cache could be passed.
+    pub direct: Option<bool>,
+    /// How the disk was reached.
+    pub backend: Option<&'static str>,
+}
+
+/// MPI.
+#[derive(Clone, Debug, Serialize)]
+pub struct Mpi {
+    /// The library, if one was found.
+    pub library: Option<PathBuf>,
+    /// The launchers on the search path.
+    pub launchers: Vec<PathBuf>,
+    /// The launcher that started this process.
+    pub launched_by: Option<&'static str>,
 }
 
 /// NVIDIA cards and what it takes to use them.
@@ -83,11 +108,14 @@ pub struct Peaks {
     pub flops: f64,
     /// Memory reads, GB/s.
     pub read_gb_s: f64,
-    /// Durable disk writes, GB/s.
+    /// Disk reads and writes at once, GB/s.
     pub disk_gb_s: Option<f64>,
 }
 
-/// Looks and measures; takes about a second.
+/// Bytes of the file the disk is measured with.
+const DISK_BYTES: u64 = 256 << 20;
+
+/// Looks and measures; takes a few seconds.
 ///
 /// # Errors
 /// None today; the signature is that of every command.
@@ -95,8 +123,8 @@ pub fn run(args: &DoctorArgs, ui: &Ui) -> anyhow::Result<DoctorReport> {
     ui.note("measuring this machine …");
     let folder = args.disk.clone().unwrap_or_else(std::env::temp_dir);
     let speed =
-        probe::disk_gb_s(&folder).map_err(|e| ui.note(format!("disk {}: {e}", folder.display()))).ok();
-    let peaks = probe::peaks();
+        disk(&folder, DISK_BYTES).map_err(|e| ui.note(format!("disk {}: {e}", folder.display()))).ok();
+    let streams = memory();
     let (total_bytes, available_bytes) = machine::memory_bytes();
     Ok(DoctorReport {
         cpu: Cpu {
@@ -105,16 +133,37 @@ pub fn run(args: &DoctorArgs, ui: &Ui) -> anyhow::Result<DoctorReport> {
             features: machine::cpu_features(),
             kernels: hearth_kernels::cpu::simd::instruction_set(),
         },
-        memory: Memory { total_bytes, available_bytes },
-        disk: Disk { path: folder, write_gb_s: speed.map(|s| s.0), read_gb_s: speed.map(|s| s.1) },
+        memory: Memory {
+            total_bytes,
+            available_bytes,
+            read_gb_s: streams.read_gb_s,
+            copy_gb_s: streams.copy_gb_s,
+            adam_gb_s: streams.adam_gb_s,
+        },
+        disk: Disk {
+            path: folder,
+            read_gb_s: speed.as_ref().map(|s| s.read_gb_s),
+            write_gb_s: speed.as_ref().map(|s| s.write_gb_s),
+            mixed_gb_s: speed.as_ref().map(|s| s.mixed_gb_s),
+            direct: speed.as_ref().map(|s| s.direct),
+            backend: speed.as_ref().map(|s| s.backend),
+        },
         gpus: Gpus {
             cards: machine::nvidia_cards(),
             driver: machine::find_library(&["libcuda.so"]),
             built_with_cuda: cfg!(feature = "cuda"),
         },
-        mpi: machine::find_library(&["libmpi.so", "libmpich.so"]),
+        mpi: Mpi {
+            library: machine::find_library(&["libmpi.so", "libmpich.so"]),
+            launchers: machine::find_programs(&["mpirun", "mpiexec", "srun"]),
+            launched_by: mpi::launched().map(|launch| launch.launcher),
+        },
         nccl: machine::find_library(&["libnccl.so"]),
-        peaks: Peaks { flops: peaks.flops, read_gb_s: peaks.read_gb_s, disk_gb_s: speed.map(|s| s.0) },
+        peaks: Peaks {
+            flops: probe::flops(),
+            read_gb_s: streams.read_gb_s,
+            disk_gb_s: speed.map(|s| s.mixed_gb_s),
+        },
     })
 }
 
@@ -128,6 +177,12 @@ impl Report for DoctorReport {
             (cards, _) => cards.join(", "),
         };
         let cuda = if self.gpus.built_with_cuda { "yes" } else { "no (build with --features cuda)" };
+        let reached = match (self.disk.backend, self.disk.direct) {
+            (Some(backend), Some(true)) => format!(" ({backend}, past the page cache)"),
+            (Some(backend), _) => format!(" ({backend}, through the page cache)"),
+            _ => String::new(),
+        };
+        let launchers: Vec<String> = self.mpi.launchers.iter().map(|p| p.display().to_string()).collect();
         table([
             ("cpu", format!("{}, {} threads", self.cpu.name, self.cpu.threads)),
             ("instruction sets", self.cpu.features.join(" ")),
@@ -140,15 +195,19 @@ impl Report for DoctorReport {
                     bytes(self.memory.available_bytes)
                 ),
             ),
-            ("disk", self.disk.path.display().to_string()),
-            ("  durable writes", speed(self.disk.write_gb_s)),
+            ("  reads", speed(Some(self.memory.read_gb_s))),
+            ("  copies", speed(Some(self.memory.copy_gb_s))),
+            ("  optimizer updates", speed(Some(self.memory.adam_gb_s))),
+            ("disk", format!("{}{reached}", self.disk.path.display())),
             ("  reads", speed(self.disk.read_gb_s)),
+            ("  writes", speed(self.disk.write_gb_s)),
+            ("  both at once", speed(self.disk.mixed_gb_s)),
             ("gpus", gpus),
             ("built with CUDA", cuda.to_owned()),
-            ("mpi", path(&self.mpi)),
+            ("mpi", path(&self.mpi.library)),
+            ("  launchers", if launchers.is_empty() { "not found".into() } else { launchers.join(" ") }),
             ("nccl", path(&self.nccl)),
             ("peak arithmetic", format!("{:.1} GFLOP/s (f32)", self.peaks.flops / 1e9)),
-            ("peak memory reads", format!("{:.1} GB/s", self.peaks.read_gb_s)),
         ])
     }
 }

@@ -136,11 +136,14 @@ pub fn job(
     start.set_timeout(timeout(&recipe));
     let world_size = start.world_size(recipe.parallel.data)?;
     let open = || Job::new(&recipe, Model::open(Path::new(&recipe.model.path), ui)?, world_size, ui);
-    let job = start.agree(open())?;
+    let mut job = start.agree(open())?;
     start.same("recipe", &job.config_sha256())?;
     let model = start.agree(job.model_sha256())?;
     start.same("model", &model)?;
     start.same("data", &job.data_sha256())?;
+    if job.budget.device.is_some() {
+        start.agree(job.measure_activations())?;
+    }
     Ok((recipe, job))
 }
 

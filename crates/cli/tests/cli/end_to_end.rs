@@ -198,6 +198,7 @@ fn the_measuring_commands_print_their_keys() {
     let recipe = tiny_recipe(folder.path(), "");
     let text = text.display().to_string();
     let tiny = tiny_model();
+    let dir = folder.path().display().to_string();
     let cases: &[(&[&str], &[&str])] = &[
         (&["data", "inspect", &recipe], &["examples", "tokens", "trained_tokens"]),
         (&["train", &recipe, "--dry-run"], &["steps", "parameters", "tokens"]),
@@ -210,6 +211,18 @@ fn the_measuring_commands_print_their_keys() {
         (
             &["bench", "train", &tiny, "--seq", "16"],
             &["name", "tok_s", "of_peak", "peak_rss_bytes", "samples"],
+        ),
+        (
+            &["bench", "io", "--dir", &dir, "--bytes", "32MiB"],
+            &["name", "gb_s", "of_peak", "peak_rss_bytes", "samples", "read_gb_s", "write_gb_s"],
+        ),
+        (
+            &["bench", "comm", "--bytes", "1MiB"],
+            &["name", "gb_s", "of_peak", "peak_rss_bytes", "samples", "operations"],
+        ),
+        (
+            &["bench", "adam", "--elements", "100000", "--state-dtype", "bf16"],
+            &["name", "gb_s", "of_peak", "peak_rss_bytes", "samples", "bytes_per_parameter"],
         ),
         (&["doctor"], &["cpu", "memory", "disk", "gpus", "mpi", "nccl", "peaks"]),
     ];

@@ -4,5 +4,7 @@
 mod bad_input;
 mod ckpt;
 mod end_to_end;
+mod launched;
+mod ranks;
 mod real_weights;
 mod support;

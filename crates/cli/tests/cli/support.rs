@@ -1,6 +1,7 @@
 //! Running the built binary and looking at what it says.
 
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -55,4 +56,19 @@ pub fn tiny_recipe(folder: &Path, more: &str) -> String {
     );
     std::fs::write(&path, text).expect("a recipe");
     path.display().to_string()
+}
+
+/// Every file of a checkpoint with its sha256, but for the manifest, which says who wrote it.
+pub fn folder_hashes(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())).flatten();
+    let mut hashes: Vec<(String, Vec<u8>)> = entries
+        .map(|entry| {
+            let bytes = std::fs::read(entry.path()).expect("a file");
+            (entry.file_name().to_string_lossy().into_owned(), Sha256::digest(bytes).to_vec())
+        })
+        .filter(|(name, _)| name != "checkpoint.json")
+        .collect();
+    hashes.sort();
+    assert!(hashes.len() >= 2, "{}: weights and optimizer", folder.display());
+    hashes
 }
