@@ -94,6 +94,18 @@ impl Start {
         self.agree(verdict)
     }
 
+    /// How `world_size` ranks are spread over machines.
+    ///
+    /// # Errors
+    /// When a rank is lost.
+    pub fn spread(&mut self, world_size: usize) -> anyhow::Result<Spread> {
+        let Some(group) = &mut self.launched else { return Ok(Spread { here: world_size, machines: 1 }) };
+        let hosts = gather(&mut **group, host_name().into_bytes())?;
+        let here = hosts.iter().filter(|host| **host == hosts[group.rank()]).count();
+        let machines = (0..hosts.len()).filter(|i| !hosts[..*i].contains(&hosts[*i])).count();
+        Ok(Spread { here, machines })
+    }
+
     /// How long ranks wait for each other from now on.
     pub fn set_timeout(&mut self, timeout: Duration) {
         if let Some(group) = &mut self.launched {
@@ -108,17 +120,23 @@ impl Start {
     pub fn open(self, world_size: usize, timeout: Duration) -> anyhow::Result<World> {
         let watchdog = Watchdog { timeout, on_timeout: Arc::new(give_up) };
         let start = |group| Ordered::start(group, watchdog.clone());
-        let Some(mut group) = self.launched else {
+        let Some(group) = self.launched else {
             let ranks = threads::group(world_size).into_iter().map(|rank| start(Box::new(rank))).collect();
-            return Ok(World { ranks, control: None, here: world_size, machines: 1 });
+            return Ok(World { ranks, control: None });
         };
-        let hosts = gather(&mut *group, host_name().into_bytes())?;
-        let here = hosts.iter().filter(|host| **host == hosts[group.rank()]).count();
-        let machines = (0..hosts.len()).filter(|i| !hosts[..*i].contains(&hosts[*i])).count();
         let rank = start(group);
         let control = rank.split(0, rank.rank()).wait()?;
-        Ok(World { ranks: vec![rank], control: Some(control), here, machines })
+        Ok(World { ranks: vec![rank], control: Some(control) })
     }
+}
+
+/// How ranks are spread over machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spread {
+    /// Ranks on this machine: they share its host memory and its disk.
+    pub here: usize,
+    /// Machines.
+    pub machines: usize,
 }
 
 /// Connected ranks.
@@ -127,21 +145,9 @@ pub struct World {
     ranks: Vec<Ordered>,
     /// Of a launcher's world: over which its processes tell each other how they fared.
     control: Option<Ordered>,
-    here: usize,
-    machines: usize,
 }
 
 impl World {
-    /// Ranks on this machine: they share its host memory and its disk.
-    pub fn here(&self) -> usize {
-        self.here
-    }
-
-    /// Machines.
-    pub fn machines(&self) -> usize {
-        self.machines
-    }
-
     /// Runs what `make` makes as each rank, and returns rank 0's result where rank 0 lives. `make` is called once per
     /// rank of this process and dropped before the work begins. A rank that fails leaves its group, which the others
     /// are told.

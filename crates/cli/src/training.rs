@@ -8,7 +8,8 @@ use burn::tensor::Device;
 use hearth_collective::Ordered;
 use hearth_data::dataset::Stats;
 use hearth_data::{Loader, Sequence};
-use hearth_memory::{Budget, Ledger, Tier};
+use hearth_memory::{Budget, Ledger, Size, Tier};
+use hearth_train::plan::{Subject, plan};
 use hearth_train::reduce::Assignment;
 use hearth_train::{Activations, Companion, Observer, Place, Recompute, Setup, TrainConfig, Trainer};
 use hearth_weights::{ModelFiles, TensorSource};
@@ -37,12 +38,19 @@ pub struct Job {
 }
 
 impl Job {
-    /// Reads the data and resolves the recipe for `world_size` ranks.
+    /// Reads the data and resolves the recipe for `world_size` ranks, `here` of them on this machine. Where the device
+    /// has a budget what activations take is measured on the heap of the whole process: nothing else may run meanwhile.
     ///
     /// # Errors
-    /// Data that cannot be read or that the method does not take, a batch that does not divide among the ranks, and
-    /// other contradictions.
-    pub fn new(recipe: &Recipe, model: Model, world_size: usize, ui: &Ui) -> anyhow::Result<Self> {
+    /// Data that cannot be read or that the method does not take, a batch that does not divide among the ranks, budgets
+    /// that do not hold the run, and other contradictions.
+    pub fn new(
+        recipe: &Recipe,
+        model: Model,
+        world_size: usize,
+        here: usize,
+        ui: &Ui,
+    ) -> anyhow::Result<Self> {
         resolve::method_takes_data(recipe)?;
         let dataset = resolve::dataset(recipe, model.files.config.vocab_size);
         let data = hearth_data::dataset::load(&dataset, model.tokenizer.as_ref(), model.template.as_ref())?;
@@ -51,7 +59,7 @@ impl Job {
         let loader = Loader::new(train.clone(), recipe.train.seed, recipe.train.global_batch)?;
         let config = resolve::training(recipe, loader.steps_per_epoch(), &*model.files.tensors)?;
         Assignment::new(&config, world_size).map_err(|e| crate::exit::usage(e.to_string()))?;
-        Ok(Self {
+        let mut job = Self {
             companions: hearth_train::companions(&model.files)?,
             device: hearth_model::device::open(&recipe.model.device)
                 .map_err(|e| crate::exit::usage(e.to_string()))?,
@@ -63,35 +71,72 @@ impl Job {
             files: Arc::new(model.files),
             train,
             config,
-        })
+        };
+        if job.budget.device.is_some() {
+            job.activations = job.measure_activations()?;
+        }
+        let job = job.shared_by(here);
+        job.check_budget(world_size)?;
+        Ok(job)
+    }
+
+    /// What activations take, for a budget to count them.
+    fn measure_activations(&self) -> anyhow::Result<Activations> {
+        let arch = hearth_model::architecture(&self.files.config)?;
+        let (tensors, documents) = (&*self.files.tensors, self.largest_micro_batch());
+        Ok(Activations::measure(&*arch, tensors, &self.config, &self.device, &documents)?)
     }
 
     /// The same where `here` ranks share the machine's host memory and disk.
-    pub fn shared_by(mut self, here: usize) -> Self {
-        let share = |size: hearth_memory::Size| hearth_memory::Size(size.bytes() / here as u64);
+    fn shared_by(mut self, here: usize) -> Self {
+        let share = |size: Size| Size(size.bytes() / here as u64);
         self.budget.host = self.budget.host.map(share);
         self.budget.nvme = self.budget.nvme.map(share);
         self.here = here;
         self
     }
 
-    /// Measures what activations take, for a budget to count them. Reads the heap of the whole process: nothing else
-    /// may run meanwhile.
-    ///
-    /// # Errors
-    /// Weights that cannot be read.
-    pub fn measure_activations(&mut self) -> anyhow::Result<()> {
-        let arch = hearth_model::architecture(&self.files.config)?;
-        let (tensors, documents) = (&*self.files.tensors, self.largest_micro_batch());
-        self.activations = Activations::measure(&*arch, tensors, &self.config, &self.device, &documents)?;
-        Ok(())
-    }
-
     /// Lengths of the documents of a micro-batch that no other exceeds.
-    pub fn largest_micro_batch(&self) -> Vec<usize> {
+    fn largest_micro_batch(&self) -> Vec<usize> {
         let all = self.train.iter().chain(self.validation.iter());
         let longest = all.map(|sequence| sequence.ids.len()).max().unwrap_or(0);
         vec![longest; self.config.micro_batch]
+    }
+
+    /// Refuses budgets that do not hold the run on `world_size` ranks, in a sentence with each tier that is too small,
+    /// the smallest size that works, and what else would help.
+    fn check_budget(&self, world_size: usize) -> anyhow::Result<()> {
+        if self.budget == Budget::UNLIMITED {
+            return Ok(());
+        }
+        let subject = Subject {
+            arch: &*hearth_model::architecture(&self.files.config)?,
+            weights: &*self.files.tensors,
+            config: &self.config,
+            world: world_size,
+            activations: self.activations,
+            documents: &self.largest_micro_batch(),
+        };
+        let needed = Ledger::default();
+        plan(&subject, &needed)?;
+        let short = |tier: &Tier| self.budget.limit(*tier).is_some_and(|limit| needed.peak(*tier) > limit);
+        let sentences: Vec<String> =
+            Tier::ALL.into_iter().filter(short).map(|tier| self.too_small(tier, needed.peak(tier))).collect();
+        if sentences.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(sentences.join("; "))) }
+    }
+
+    /// What to do about a tier of which one rank needs so many bytes.
+    fn too_small(&self, tier: Tier, needed: u64) -> String {
+        let ranks = if tier == Tier::Device { 1 } else { self.here as u64 };
+        let limit = Size(self.budget.limit(tier).unwrap_or(u64::MAX).saturating_mul(ranks));
+        let enough = rounded_up(needed.saturating_mul(ranks));
+        let whose = match (tier, ranks) {
+            (Tier::Device, _) => "each rank".into(),
+            (_, 1) => "the run".into(),
+            _ => format!("{ranks} ranks together"),
+        };
+        let knobs = knobs(tier, &self.config, self.here, format!("memory.{tier} = \"{enough}\""));
+        format!("{tier} tier: {whose} will need {enough}, memory.{tier} is {limit}; what would help: {knobs}")
     }
 
     /// The model's configuration.
@@ -107,8 +152,7 @@ impl Job {
     /// sha256 of what the trainer is told: the same on every rank.
     pub fn config_sha256(&self) -> String {
         let config = TrainConfig { peak_flops: None, ..self.config.clone() };
-        let text = serde_json::to_vec(&(config, self.budget)).expect("plain values serialise");
-        hex(Sha256::digest(text))
+        hex(Sha256::digest(serde_json::to_vec(&config).expect("a plain struct serialises")))
     }
 
     /// sha256 of the model: its configuration, every tensor's name, shape and format, and the values of its vectors.
@@ -179,19 +223,19 @@ pub fn explain(error: hearth_train::Error, config: &TrainConfig, here: usize) ->
     let (needed, free, limit) = (bytes(*needed), bytes(*free), bytes(*limit));
     anyhow::anyhow!(
         "{tier} tier: needs {needed} more, {free} of {limit} ({whose}) are free; what would help: {}",
-        knobs(*tier, config, here)
+        knobs(*tier, config, here, format!("a larger memory.{tier}"))
     )
 }
 
-/// What would make a tier hold the run, the cheapest in time first.
-fn knobs(tier: Tier, config: &TrainConfig, here: usize) -> String {
+/// What would make a tier hold the run: `enough` of it, or less to hold, the cheapest in time first.
+fn knobs(tier: Tier, config: &TrainConfig, here: usize, enough: String) -> String {
     let o = &config.offload;
     let at = |place: Place| place.tier() == tier;
     // One step down the hierarchy.
     let lower = if tier == Tier::Device { "\"cpu\" or \"nvme\"" } else { "\"nvme\"" };
     let device = tier == Tier::Device;
     let moves = tier != Tier::Nvme;
-    let mut knobs = vec![format!("a larger memory.{tier}")];
+    let mut knobs = vec![enough];
     let mut add = |helps: bool, knob: String| knobs.extend(helps.then_some(knob));
     add(device && config.recompute == Recompute::None, "activation.checkpoint = \"full\"".into());
     add(here > 1 && config.zero < 3, format!("parallel.zero = {}", config.zero + 1));
@@ -203,6 +247,12 @@ fn knobs(tier: Tier, config: &TrainConfig, here: usize) -> String {
     add(device, "a smaller train.max_seq_len".into());
     let last = knobs.pop().expect("at least one");
     if knobs.is_empty() { last } else { format!("{}, or {last}", knobs.join(", ")) }
+}
+
+/// A size that people can read and type, not below `bytes`.
+fn rounded_up(bytes: u64) -> Size {
+    let unit = if bytes < 64 << 20 { 1 << 10 } else { 1 << 20 };
+    Size(bytes.div_ceil(unit) * unit)
 }
 
 fn hex(digest: impl AsRef<[u8]>) -> String {

@@ -135,15 +135,13 @@ pub fn job(
     let recipe = start.agree(recipe())?;
     start.set_timeout(timeout(&recipe));
     let world_size = start.world_size(recipe.parallel.data)?;
-    let open = || Job::new(&recipe, Model::open(Path::new(&recipe.model.path), ui)?, world_size, ui);
-    let mut job = start.agree(open())?;
+    let here = start.spread(world_size)?.here;
+    let open = || Job::new(&recipe, Model::open(Path::new(&recipe.model.path), ui)?, world_size, here, ui);
+    let job = start.agree(open())?;
     start.same("recipe", &job.config_sha256())?;
     let model = start.agree(job.model_sha256())?;
     start.same("model", &model)?;
     start.same("data", &job.data_sha256())?;
-    if job.budget.device.is_some() {
-        start.agree(job.measure_activations())?;
-    }
     Ok((recipe, job))
 }
 
@@ -153,7 +151,7 @@ pub fn timeout(recipe: &Recipe) -> Duration {
 }
 
 fn train(
-    start: Start,
+    mut start: Start,
     recipe: &Recipe,
     mut job: Job,
     resume: bool,
@@ -162,11 +160,10 @@ fn train(
 ) -> anyhow::Result<Option<Trained>> {
     // Measured by one rank, before any of them computes.
     let peak = start.speaks().then(probe::flops);
-    let mut start = start;
     let world_size = start.world_size(recipe.parallel.data)?;
+    let machines = start.spread(world_size)?.machines;
+    job.config.peak_flops = peak.map(|flops| flops * machines as f64);
     let world = start.open(world_size, timeout(recipe))?;
-    job = job.shared_by(world.here());
-    job.config.peak_flops = peak.map(|flops| flops * world.machines() as f64);
     world.run(move || {
         let job = job.clone();
         move |comm: Ordered| {
@@ -194,7 +191,7 @@ impl Prepared {
     /// # Errors
     /// As [`run`].
     pub fn new(recipe: &Recipe, model: Model, resume: bool, ui: &Ui) -> anyhow::Result<Self> {
-        let mut job = Job::new(recipe, model, 1, ui)?;
+        let mut job = Job::new(recipe, model, 1, 1, ui)?;
         job.config.peak_flops = Some(probe::flops());
         Self::of(job, hearth_collective::single(), resume, ui)
     }

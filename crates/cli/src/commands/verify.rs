@@ -114,7 +114,6 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Option<VerifyReport>> {
 pub fn trace(mut start: Start, recipe: &Recipe, job: Job, steps: usize) -> anyhow::Result<Option<Trace>> {
     let world_size = start.world_size(recipe.parallel.data)?;
     let world = start.open(world_size, train::timeout(recipe))?;
-    let job = job.shared_by(world.here());
     world.run(move || {
         let job = job.clone();
         move |comm: Ordered| take_steps(job, comm, steps)

@@ -101,7 +101,12 @@ fn what_is_wrong_is_said_once_by_rank_0_and_ends_every_rank() {
             2,
             "rank 1: there is no model at /none",
         ),
-        (with("memory.device=64KiB").into(), with("memory.device=64KiB").into(), 1, "device tier: needs"),
+        (
+            with("memory.device=64KiB").into(),
+            with("memory.device=64KiB").into(),
+            1,
+            "device tier: each rank will need",
+        ),
     ];
     for (first, second, code, words) in cases {
         let [first, second] =

@@ -53,7 +53,7 @@ fn trace(recipe: &str, keys: &[&str], steps: usize) -> Trace {
     let recipe = Recipe::load(Path::new(recipe), &keys).expect("valid");
     let ui = Ui::silent();
     let model = Model::open(Path::new(&tiny_model()), &ui).expect("the fixture");
-    let mut job = Job::new(&recipe, model, 1, &ui).expect("a run");
+    let mut job = Job::new(&recipe, model, 1, 1, &ui).expect("a run");
     job.config.checkpoint = None;
     verify::plain_trace(job, steps).expect("trains")
 }
@@ -117,23 +117,31 @@ fn two_ranks_write_the_checkpoint_of_one() {
 }
 
 #[test]
-fn a_training_budget_that_is_too_small_says_which_and_what_would_help() {
+fn a_training_budget_that_is_too_small_says_the_smallest_that_works_and_what_else_would() {
     let folder = tempfile::tempdir().expect("folder");
     let recipe = tiny_recipe(folder.path(), SHORT);
-    let nvme = format!("offload.nvme_path={}", folder.path().display());
+    let nvme = format!("offload.nvme_path={}", folder.path().join("nvme").display());
     let on_disk = ["offload.optim=nvme", &nvme];
-    let cases: [(&str, &[&str], &str); 4] = [
-        ("device=64KiB", &[], "a larger memory.device, activation.checkpoint = \"full\", offload.optim ="),
-        ("64KiB", &["parallel.data=2"], "(each rank's memory.device)"),
-        ("host=64KiB", &["offload.optim=cpu", "parallel.data=2"], "(memory.host shared by 2 ranks)"),
-        ("nvme=64KiB", &on_disk, "a larger memory.nvme"),
+    let cases: [(&str, &str, &[&str], &str); 4] = [
+        ("device", "", &[], ", activation.checkpoint = \"full\", offload.optim = \"cpu\" or \"nvme\""),
+        ("device", "", &["parallel.data=2", "activation.checkpoint=full"], "parallel.zero = 1"),
+        ("host", "", &["offload.optim=cpu", "parallel.data=2"], "2 ranks together will need"),
+        ("nvme", "device=1GiB,", &on_disk, "the run will need"),
     ];
-    for (memory, keys, words) in cases {
-        let output = run(&[&["train"][..], &set(&recipe, keys), &["--memory", memory]].concat());
+    for (tier, more, keys, words) in cases {
+        let small = format!("{more}{tier}=32KiB");
+        let output = run(&[&["train"][..], &set(&recipe, keys), &["--memory", &small]].concat());
         let said = stderr(&output);
         let last = said.lines().last().unwrap_or_default();
-        assert_eq!(output.status.code(), Some(1), "{memory}: {said}");
-        assert!(last.contains("needs") && last.contains(words), "{memory}: {said}");
+        assert_eq!(output.status.code(), Some(1), "{small}: {said}");
+        assert!(last.contains("is 32KiB; what would help") && last.contains(words), "{small}: {said}");
+        assert!(!folder.path().join("run").exists(), "{small}: refused before anything begins");
+
+        let marker = format!("memory.{tier} = \"");
+        let smallest = last.split(&marker).nth(1).and_then(|rest| rest.split('"').next()).expect("a size");
+        let enough = format!("{more}{tier}={smallest}");
+        json(&[&["train"][..], &set(&recipe, keys), &["--memory", &enough]].concat());
+        fs::remove_dir_all(folder.path().join("run")).expect("removed");
     }
     // The recipe's own limits count as well, and the command line's take their place.
     let limited = set(&recipe, &["memory.device=64KiB"]);
