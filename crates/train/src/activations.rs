@@ -6,6 +6,7 @@
 use crate::Error;
 use crate::config::TrainConfig;
 use crate::copies::{Conveyor, View};
+use crate::micro_batch::MicroBatch;
 use crate::params::ParamStore;
 use crate::source::TrainSource;
 use burn::tensor::{Device, Tensor};
@@ -14,7 +15,6 @@ use hearth_model::rope::Rope;
 use hearth_model::{Architecture, DocumentContext, Group};
 use hearth_weights::TensorSource;
 use serde::Serialize;
-use std::sync::Arc;
 
 /// What the model is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +93,9 @@ impl Activations {
     ///
     /// # Errors
     /// Weights that cannot be read.
+    ///
+    /// # Panics
+    /// Where the objective compares pairs and the number of documents is odd.
     pub fn measure(
         arch: &dyn Architecture,
         source: &dyn TensorSource,
@@ -158,6 +161,17 @@ impl Probe<'_> {
         self.documents.iter().sum()
     }
 
+    /// A sequence of each document, every row trained.
+    fn batch(&self) -> MicroBatch {
+        MicroBatch {
+            ids: vec![0; self.rows()].into(),
+            targets: vec![0; self.rows()].into(),
+            documents: self.documents.into(),
+            sequences: self.documents.into(),
+            reference: vec![0.0; self.documents.len()].into(),
+        }
+    }
+
     /// Hidden states like any others.
     fn hidden(&self) -> Tensor<2> {
         let shape = [self.rows(), self.arch.config().hidden_size];
@@ -208,15 +222,18 @@ impl Probe<'_> {
     fn head(&self, found: &mut Activations) -> Result<(), Error> {
         let (store, views) = self.load(Group::Head)?;
         let x = self.hidden();
-        let targets: Arc<[i32]> = vec![0; self.rows()].into();
+        let (batch, objective) = (self.batch(), self.config.objective.objective());
         let since = Since::now();
         let mut source = TrainSource::new(&store, &views, false, None);
-        drop(self.arch.head(&mut source)?.nll_sum(x.clone(), targets.clone()));
+        drop(objective.loss(&self.arch.head(&mut source)?, x.clone(), &batch, &batch.reference));
         found.head_forward = since.height() + found.input;
         let x = x.autodiff().require_grad();
         let since = Since::now();
         let mut source = TrainSource::new(&store, &views, true, None);
-        let gradients = self.arch.head(&mut source)?.nll_sum(x.clone(), targets).backward();
+        let head = self.arch.head(&mut source)?;
+        let (loss, _) = objective.loss(&head, x.clone(), &batch, &batch.reference);
+        drop(head);
+        let gradients = loss.backward();
         found.head = since.height() + found.input;
         found.head_gradients = since.rise().max(0) as u64 + found.input;
         drop((gradients, source.into_leaves(), x));

@@ -1,8 +1,8 @@
 //! Forward and backward through the block loop: one transformer block's gradients at a time.
 //!
-//! Gradients are those of the **sum** of the loss over the micro-batch's trained tokens, times the loss scale. The
-//! division by the global count of trained tokens happens in the optimizer update, in f32 whatever the compute
-//! precision, so every micro-batch is weighted alike and the count need not be known while gradients are made.
+//! Gradients are those of the **sum** of the objective's loss over the micro-batch, times the loss scale. The division
+//! by the global count of what it counts (trained tokens, or pairs) happens in the optimizer update, in f32 whatever the
+//! compute precision, so every micro-batch is weighted alike and the count need not be known while gradients are made.
 //!
 //! With [`Recompute::Full`] only the blocks' inputs are kept and each block's forward is run again, with a tape, when
 //! its gradient is due; with [`Recompute::None`] every block's tape is kept, its weights with it. The arithmetic is the
@@ -13,12 +13,15 @@ use crate::activations::{Meter, Phase, Working};
 use crate::config::Recompute;
 use crate::copies::{Conveyor, View};
 use crate::micro_batch::MicroBatch;
+use crate::objective::{Objective, Sums, nll_of_each, scalar};
 use crate::params::ParamStore;
 use crate::source::{Leaves, TrainSource};
 use burn::tensor::Tensor;
 use hearth_collective::Ordered;
+use hearth_model::layers::Head;
 use hearth_model::rope::Rope;
 use hearth_model::{Architecture, DocumentContext, Group};
+use std::sync::Arc;
 
 /// Takes the gradient of a trained parameter, by its place in [`ParamStore::trained`].
 pub type Sink<'a> = dyn FnMut(usize, Vec<f32>) -> Result<(), Error> + 'a;
@@ -31,12 +34,16 @@ pub struct BlockLoop<'a> {
     pub store: &'a ParamStore,
     /// The ranks that share them.
     pub comm: &'a Ordered,
+    /// What the loss is made of.
+    pub objective: &'a dyn Objective,
     /// Its position embedding.
     pub rope: &'a Rope,
     /// What is kept of the forward pass.
     pub recompute: Recompute,
     /// Key of this micro-batch's dropout masks; `None` outside training.
     pub dropout: Option<u64>,
+    /// Run the frozen model alone, without its adapter; only where there is one, and never for gradients.
+    pub base: bool,
     /// What the loss is multiplied by before the backward pass; 1 unless 16-bit gradients could underflow.
     pub loss_scale: f32,
     /// Who is told what the activations take.
@@ -56,14 +63,48 @@ struct Taped {
 }
 
 impl BlockLoop<'_> {
-    /// Sum of the loss over the trained tokens. No tape.
+    /// The objective's sums. No tape.
+    ///
+    /// # Errors
+    /// Those of the weight source, and of bringing the weights; [`Error::Config`] when the objective compares with
+    /// log-likelihoods that were not computed.
+    pub fn loss(&self, batch: &MicroBatch) -> Result<Sums, Error> {
+        let reference = self.reference(batch)?;
+        self.forward(batch, |head, x| self.objective.loss(head, x, batch, &reference).1)
+    }
+
+    /// Log-likelihood of each sequence's trained tokens. No tape.
     ///
     /// # Errors
     /// Those of the weight source, and of bringing the weights.
-    pub fn loss(&self, batch: &MicroBatch) -> Result<f64, Error> {
+    pub fn log_likelihoods(&self, batch: &MicroBatch) -> Result<Vec<f64>, Error> {
+        let negate = |nll| -scalar(nll);
+        self.forward(batch, |head, x| nll_of_each(head, &x, batch).into_iter().map(negate).collect())
+    }
+
+    /// Log-likelihood of each sequence under the reference model: as the micro-batch knows them, else by a pass of the
+    /// frozen model without its adapter. Empty if the objective does not compare.
+    fn reference(&self, batch: &MicroBatch) -> Result<Arc<[f64]>, Error> {
+        if !self.objective.compares() || !batch.reference.is_empty() {
+            return Ok(batch.reference.clone());
+        }
+        if self.store.lora().is_none() {
+            return Err(Error::Config(
+                "the reference log-likelihoods of a sequence are not known: with every weight trained they are computed \
+                 before the first step, for the training and the validation data only"
+                    .into(),
+            ));
+        }
+        let base = BlockLoop { base: true, dropout: None, ..*self };
+        base.log_likelihoods(batch).map(Arc::from)
+    }
+
+    /// Runs the model without a tape, and `finish` over its head and the last block's output.
+    fn forward<T>(&self, batch: &MicroBatch, finish: impl FnOnce(&Head, Tensor<2>) -> T) -> Result<T, Error> {
         let blocks = (0..self.arch.num_blocks()).map(Group::Block);
         let steps = [Group::Embedding].into_iter().chain(blocks).chain([Group::Head]);
-        let mut conveyor = self.store.conveyor(self.comm, steps);
+        // An adapter's parameters are all that is brought.
+        let mut conveyor = self.store.conveyor(self.comm, steps.filter(|_| !self.base));
         let mut context = DocumentContext::new(self.rope, &batch.documents);
         let mut x = self.embed(batch, &mut conveyor)?;
         for i in 0..self.arch.num_blocks() {
@@ -72,17 +113,18 @@ impl BlockLoop<'_> {
         }
         let _working = self.meter.enter(Phase::HeadForward)?;
         let views = self.bring(Group::Head, &mut conveyor)?;
-        let mut source = TrainSource::new(self.store, &views, false, None);
-        Ok(scalar(self.arch.head(&mut source)?.nll_sum(x, batch.targets.clone())))
+        let head = self.arch.head(&mut self.source(&views, false))?;
+        Ok(finish(&head, x))
     }
 
-    /// Sum of the loss over the trained tokens. Each trained parameter's gradient goes to `sink` exactly once, as
+    /// The objective's sums. Each trained parameter's gradient goes to `sink` exactly once, as
     /// soon as it is complete: head, blocks from the last to the first, embedding. A tied embedding's gradient is
     /// `head + embedding`, in this order.
     ///
     /// # Errors
-    /// Those of the weight source, of bringing the weights, and of `sink`.
-    pub fn gradients(&self, batch: &MicroBatch, sink: &mut Sink<'_>) -> Result<f64, Error> {
+    /// Those of [`BlockLoop::loss`], and of `sink`.
+    pub fn gradients(&self, batch: &MicroBatch, sink: &mut Sink<'_>) -> Result<Sums, Error> {
+        let reference = self.reference(batch)?;
         let mut conveyor = self.store.conveyor(self.comm, self.script());
         let mut context = DocumentContext::new(self.rope, &batch.documents);
         let mut x = self.embed(batch, &mut conveyor)?;
@@ -111,10 +153,11 @@ impl BlockLoop<'_> {
             }
         }
         let (mut tied, mut tied_kept) = (None, None);
-        let (loss, mut upstream) = {
+        let (sums, mut upstream) = {
             let working = self.meter.enter(Phase::Head)?;
-            self.head(x, batch, working, &mut conveyor, &mut |index, gradient| match self.store.trained()
-                [index]
+            self.head(x, batch, &reference, working, &mut conveyor, &mut |index, gradient| match self
+                .store
+                .trained()[index]
                 .group
             {
                 Group::Embedding => {
@@ -153,7 +196,7 @@ impl BlockLoop<'_> {
                 sink,
             )?;
         }
-        Ok(loss)
+        Ok(sums)
     }
 
     /// The order in which [`BlockLoop::gradients`] uses the weights.
@@ -173,12 +216,19 @@ impl BlockLoop<'_> {
 
     /// The weights of the script's next step.
     fn bring(&self, group: Group, conveyor: &mut Conveyor<'_>) -> Result<Vec<View>, Error> {
+        if self.base {
+            return Ok(Vec::new());
+        }
         self.store.units_for(group).into_iter().map(|unit| conveyor.next(unit)).collect()
+    }
+
+    fn source<'s>(&'s self, views: &'s [View], tape: bool) -> TrainSource<'s> {
+        TrainSource::new(self.store, views, tape, self.dropout).without_adapter(self.base)
     }
 
     fn embed(&self, batch: &MicroBatch, conveyor: &mut Conveyor<'_>) -> Result<Tensor<2>, Error> {
         let views = self.bring(Group::Embedding, conveyor)?;
-        let mut source = TrainSource::new(self.store, &views, false, self.dropout);
+        let mut source = self.source(&views, false);
         Ok(self.compute(self.arch.embedding(&mut source)?.forward(&batch.ids)))
     }
 
@@ -191,7 +241,7 @@ impl BlockLoop<'_> {
         conveyor: &mut Conveyor<'_>,
     ) -> Result<Tensor<2>, Error> {
         let views = self.bring(Group::Block(i), conveyor)?;
-        let mut source = TrainSource::new(self.store, &views, false, self.dropout);
+        let mut source = self.source(&views, false);
         Ok(self.arch.block(i, &mut source)?.forward(x, context))
     }
 
@@ -206,31 +256,33 @@ impl BlockLoop<'_> {
     ) -> Result<Taped, Error> {
         let views = self.bring(Group::Block(i), conveyor)?;
         let input = if track_input { input.autodiff().require_grad() } else { input };
-        let mut source = TrainSource::new(self.store, &views, true, self.dropout);
+        let mut source = self.source(&views, true);
         let output = self.arch.block(i, &mut source)?.forward(input.clone(), context);
         let leaves = source.into_leaves();
         Ok(Taped { input, output, leaves, _views: views, kept: None })
     }
 
-    /// Loss, and the gradient of the last block's output.
+    /// The objective's sums, and the gradient of the last block's output.
     fn head(
         &self,
         x: Tensor<2>,
         batch: &MicroBatch,
+        reference: &[f64],
         mut working: Working,
         conveyor: &mut Conveyor<'_>,
         sink: &mut Sink<'_>,
-    ) -> Result<(f64, Option<Tensor<2>>), Error> {
+    ) -> Result<(Sums, Option<Tensor<2>>), Error> {
         let views = self.bring(Group::Head, conveyor)?;
         let x = x.autodiff().require_grad();
-        let mut source = TrainSource::new(self.store, &views, true, self.dropout);
-        let nll = self.arch.head(&mut source)?.nll_sum(x.clone(), batch.targets.clone());
-        let loss = scalar(nll.clone().inner());
-        let scaled = if self.loss_scale == 1.0 { nll } else { nll * self.loss_scale };
+        let mut source = self.source(&views, true);
+        let head = self.arch.head(&mut source)?;
+        let (loss, sums) = self.objective.loss(&head, x.clone(), batch, reference);
+        drop(head);
+        let scaled = if self.loss_scale == 1.0 { loss } else { loss * self.loss_scale };
         let mut gradients = scaled.backward();
         working.only_gradients();
         source.into_leaves().take(&mut gradients, &mut working, sink)?;
-        Ok((loss, x.grad_remove(&mut gradients)))
+        Ok((sums, x.grad_remove(&mut gradients)))
     }
 
     fn embedding_gradient(
@@ -243,7 +295,7 @@ impl BlockLoop<'_> {
         sink: &mut Sink<'_>,
     ) -> Result<(), Error> {
         let views = self.bring(Group::Embedding, conveyor)?;
-        let mut source = TrainSource::new(self.store, &views, true, self.dropout);
+        let mut source = self.source(&views, true);
         let output = self.compute(self.arch.embedding(&mut source)?.forward(&batch.ids));
         let leaves = source.into_leaves();
         let embedding = Taped { input: output.clone().inner(), output, leaves, _views: views, kept: None };
@@ -282,8 +334,4 @@ impl Taped {
         self.leaves.take(&mut gradients, &mut working, sink)?;
         Ok(self.input.grad_remove(&mut gradients))
     }
-}
-
-fn scalar(x: Tensor<1>) -> f64 {
-    x.into_data().try_into_vec_as::<f32>().expect("a loss is a readable number")[0] as f64
 }

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::loss_scale::LossScaling;
+use crate::objective::ObjectiveConfig;
 use crate::optim::{OptimConfig, StateDtype};
 use crate::sched::Schedule;
 use serde::{Deserialize, Serialize};
@@ -14,9 +15,11 @@ use std::path::PathBuf;
 pub struct TrainConfig {
     /// Updates.
     pub steps: usize,
-    /// Sequences per update.
+    /// What the loss is made of.
+    pub objective: ObjectiveConfig,
+    /// Sequences per update, or pairs where the objective compares them.
     pub global_batch: usize,
-    /// Sequences per forward pass; divides `global_batch`.
+    /// Sequences (or pairs) per forward pass; divides `global_batch`.
     pub micro_batch: usize,
     /// Largest global gradient norm; larger gradients are scaled down to it. 0 = off.
     pub clip_norm: f64,
@@ -55,6 +58,7 @@ impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             steps: 100,
+            objective: ObjectiveConfig::Sft,
             global_batch: 8,
             micro_batch: 1,
             clip_norm: 1.0,
@@ -247,6 +251,7 @@ impl TrainConfig {
     /// [`Error::Config`] with the key, its value and what to change.
     pub fn validate(&self) -> Result<(), Error> {
         self.validate_batches()?;
+        self.objective.validate()?;
         self.validate_rates()?;
         self.validate_placement()?;
         self.adapter.as_ref().map_or(Ok(()), LoraConfig::validate)
@@ -375,6 +380,7 @@ fn not_negative(key: &str, value: f64) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objective::Dpo;
 
     fn message(change: impl FnOnce(&mut TrainConfig)) -> String {
         let mut config = TrainConfig { adapter: Some(LoraConfig::default()), ..TrainConfig::default() };
@@ -411,5 +417,8 @@ mod tests {
             TrainConfig { eval_every: 7, recompute: Recompute::Full, zero: 2, offload, ..config.clone() };
         assert_eq!(config.hash(), logged.hash());
         assert_ne!(config.hash(), TrainConfig { seed: 1, ..config.clone() }.hash());
+        let dpo = |beta| ObjectiveConfig::Dpo(Dpo { beta, ..Dpo::default() });
+        let hashes = [0.1, 0.5].map(|beta| TrainConfig { objective: dpo(beta), ..config.clone() }.hash());
+        assert!(hashes[0] != hashes[1] && !hashes.contains(&config.hash()));
     }
 }

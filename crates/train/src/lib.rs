@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`config`]: what a run is told.
 //! - [`Trainer`]: the step, the run around it, saving and resuming.
+//! - [`objective`]: what the loss is made of; `reference`: what the first weights said of the data.
 //! - [`block_loop`]: forward and backward, one transformer block's gradients at a time, over [`micro_batch`]es.
 //! - [`params`]: f32 masters as flat slices, frozen weights beside them; `source`, `lora`: how blocks get them.
 //! - [`optim`], [`sched`], [`gradients`]: arithmetic over flat f32 slices, nothing of tensors.
@@ -26,6 +27,7 @@ pub mod layout;
 pub mod loss_scale;
 pub mod metrics;
 pub mod micro_batch;
+pub mod objective;
 pub mod observer;
 pub mod optim;
 pub mod params;
@@ -42,6 +44,7 @@ mod flat;
 mod frozen;
 mod lora;
 mod random;
+mod reference;
 mod run;
 mod run_dir;
 mod saving;
@@ -57,10 +60,12 @@ pub use config::{
 };
 pub use error::Error;
 pub use layout::{Layout, Param};
-pub use metrics::{MemoryReport, StepReport};
+pub use metrics::{MemoryReport, Rewards, StepReport};
+pub use objective::{Dpo, ObjectiveConfig};
 pub use observer::Observer;
 pub use optim::{AdamW, OptimConfig};
 pub use params::ParamStore;
+pub use reference::REFERENCE_FILE;
 pub use run::{Summary, companions};
 pub use sched::{Schedule, ScheduleKind};
 pub use trainer::{Setup, Trainer};

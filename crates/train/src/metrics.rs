@@ -1,6 +1,7 @@
 //! `metrics.jsonl`: one line per step.
 
 use crate::Error;
+use crate::objective::Sums;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub struct StepReport {
     /// The step, from 1.
     pub step: u64,
-    /// Mean loss per trained token, before the step's update.
+    /// Mean loss per trained token, or per pair where the objective compares them, before the step's update.
     pub loss: f64,
     /// Learning rate of its update.
     pub lr: f64,
@@ -41,9 +42,43 @@ pub struct StepReport {
     /// Bytes held for training.
     #[serde(flatten)]
     pub memory: MemoryReport,
+    /// How chosen and rejected sequences compare, where the objective compares them.
+    #[serde(flatten)]
+    pub rewards: Option<Rewards>,
     /// Loss on the validation data, in steps that evaluate.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval_loss: Option<f64>,
+    /// [`Rewards::margin`] on the validation data.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub eval_reward_margin: Option<f64>,
+    /// [`Rewards::accuracy`] on the validation data.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub eval_reward_accuracy: Option<f64>,
+}
+
+/// Means over pairs. A sequence's reward is β times how much likelier the model finds it than the reference model does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rewards {
+    /// Of the chosen sequences.
+    #[serde(rename = "reward_chosen")]
+    pub chosen: f64,
+    /// Of the rejected sequences.
+    #[serde(rename = "reward_rejected")]
+    pub rejected: f64,
+    /// Chosen less rejected.
+    #[serde(rename = "reward_margin")]
+    pub margin: f64,
+    /// Share of pairs whose chosen sequence has the higher reward.
+    #[serde(rename = "reward_accuracy")]
+    pub accuracy: f64,
+}
+
+impl Rewards {
+    pub(crate) fn mean(sums: &Sums, pairs: u64) -> Self {
+        let [chosen, rejected, accuracy] =
+            [sums.chosen, sums.rejected, sums.wins].map(|sum| sum / pairs as f64);
+        Self { chosen, rejected, margin: chosen - rejected, accuracy }
+    }
 }
 
 /// Bytes a rank holds for training, on all tiers.
@@ -159,6 +194,17 @@ mod tests {
         assert_eq!(steps, [(1, 0.1 + 0.2), (2, 0.1 + 0.2), (3, 1.0)], "losses keep every bit");
         drop(MetricsFile::open(dir.path(), 9).expect("opens"));
         assert_eq!(lines(dir.path()).len(), 3);
+    }
+
+    #[test]
+    fn rewards_are_keys_of_the_line_where_there_are_any() {
+        let rewards = Rewards { chosen: 0.1 + 0.2, rejected: -0.5, margin: 0.8, accuracy: 0.75 };
+        let compared = StepReport { rewards: Some(rewards), ..report(1, 0.5) };
+        for (report, keys) in [(compared, 4), (report(1, 0.5), 0)] {
+            let line = serde_json::to_string(&report).expect("serialises");
+            assert_eq!(line.matches("\"reward_").count(), keys, "{line}");
+            assert_eq!(serde_json::from_str::<StepReport>(&line).expect("a report"), report);
+        }
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Sequences → one forward pass: documents one after another, each row with the label it must predict.
 
 use hearth_data::Sequence;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Target of a row that predicts nothing.
 const NONE: i32 = -1;
 
 /// What one forward and backward pass works on. Positions restart with each document.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct MicroBatch {
     /// Token ids of all documents, one after another.
     pub ids: Arc<[u32]>,
@@ -15,6 +16,10 @@ pub struct MicroBatch {
     pub targets: Arc<[i32]>,
     /// Lengths of the documents.
     pub documents: Arc<[usize]>,
+    /// Lengths of the sequences, each of one or more documents.
+    pub sequences: Arc<[usize]>,
+    /// Log-likelihood of each sequence under a reference model; empty if there is none, or while nobody computed them.
+    pub reference: Arc<[f64]>,
 }
 
 impl MicroBatch {
@@ -31,7 +36,22 @@ impl MicroBatch {
             targets.push(NONE);
             start += len;
         }
-        Self { ids, targets: targets.into(), documents: documents.into() }
+        let lengths = sequences.iter().map(|s| s.ids.len()).collect();
+        Self {
+            ids,
+            targets: targets.into(),
+            documents: documents.into(),
+            sequences: lengths,
+            reference: [].into(),
+        }
+    }
+
+    /// The rows of each sequence.
+    pub fn rows_of_each(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.sequences.iter().scan(0, |end, len| {
+            *end += len;
+            Some(*end - len..*end)
+        })
     }
 
     /// Rows that predict something.
@@ -58,5 +78,6 @@ mod tests {
         assert_eq!(*batch.documents, [3, 2, 1]);
         assert_eq!(*batch.targets, [2, -1, -1, 5, -1, -1]);
         assert_eq!(batch.trained(), 2);
+        assert_eq!(batch.rows_of_each().collect::<Vec<_>>(), [0..5, 5..6]);
     }
 }

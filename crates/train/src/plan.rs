@@ -289,6 +289,11 @@ impl<'a> Run<'a> {
         if train_embedding {
             steps.push(Group::Embedding);
         }
+        if self.asks_the_base() {
+            self.ledger.mark("reference");
+            (0..blocks).try_for_each(|_| self.meter.enter(Phase::BlockForward).map(drop))?;
+            drop(self.meter.enter(Phase::HeadForward)?);
+        }
         let mut conveyor = self.conveyor(&steps);
         let mut exchange = None;
         self.ledger.mark("forward");
@@ -615,6 +620,12 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Whether every micro-batch is seen by the frozen model first, without its adapter.
+    fn asks_the_base(&self) -> bool {
+        let config = self.subject.config;
+        config.objective.objective().compares() && config.adapter.is_some()
+    }
+
     /// Of this rank's micro-batches.
     fn flops(&self) -> f64 {
         let model = ModelFlops::planned(self.subject.arch, self.subject.config, self.layout());
@@ -623,7 +634,11 @@ impl<'a> Run<'a> {
             Recompute::Full => model.forward(self.subject.documents.iter().copied()),
             Recompute::None => 0.0,
         };
-        (model.of(documents) + again) * self.assignment.each() as f64
+        let reference = match self.asks_the_base() {
+            true => model.forward(self.subject.documents.iter().copied()),
+            false => 0.0,
+        };
+        (model.of(documents) + again + reference) * self.assignment.each() as f64
     }
 }
 

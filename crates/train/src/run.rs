@@ -90,8 +90,11 @@ impl Trainer {
             let eval_every = self.config.eval_every as u64;
             let due = eval_every > 0 && report.step.is_multiple_of(eval_every);
             if !validation.is_empty() && !stopped && (last || due) {
-                report.eval_loss = Some(self.evaluate(validation)?);
-                eval_loss = report.eval_loss;
+                let (loss, rewards) = self.evaluation(validation)?;
+                eval_loss = Some(loss);
+                report.eval_loss = eval_loss;
+                report.eval_reward_margin = rewards.map(|r| r.margin);
+                report.eval_reward_accuracy = rewards.map(|r| r.accuracy);
             }
             if let Some(dir) = &mut self.run_dir {
                 dir.log(&report)?;

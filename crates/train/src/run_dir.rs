@@ -50,7 +50,11 @@ impl RunDir {
                 ("memory/peak_rss_bytes", report.peak_rss_bytes as f64),
             ];
             values.extend(report.mfu.map(|mfu| ("train/mfu", mfu)));
+            values.extend(report.rewards.iter().flat_map(|rewards| {
+                [("train/reward_margin", rewards.margin), ("train/reward_accuracy", rewards.accuracy)]
+            }));
             values.extend(report.eval_loss.map(|loss| ("eval/loss", loss)));
+            values.extend(report.eval_reward_accuracy.map(|share| ("eval/reward_accuracy", share)));
             events.scalars(report.step, &values)?;
         }
         Ok(())

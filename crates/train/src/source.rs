@@ -18,6 +18,8 @@ pub(crate) struct TrainSource<'a> {
     tape: bool,
     /// Key of this micro-batch's dropout masks; `None` outside training.
     dropout: Option<u64>,
+    /// Whether linear layers come without their adapter.
+    base: bool,
     leaves: Vec<Leaf>,
 }
 
@@ -32,7 +34,12 @@ pub(crate) struct Leaves(Vec<Leaf>);
 
 impl<'a> TrainSource<'a> {
     pub(crate) fn new(store: &'a ParamStore, views: &'a [View], tape: bool, dropout: Option<u64>) -> Self {
-        Self { store, views, tape, dropout, leaves: Vec::new() }
+        Self { store, views, tape, dropout, base: false, leaves: Vec::new() }
+    }
+
+    /// Hands out the frozen model alone, as if there were no adapter.
+    pub(crate) fn without_adapter(self, base: bool) -> Self {
+        Self { base, ..self }
     }
 
     pub(crate) fn into_leaves(self) -> Leaves {
@@ -73,7 +80,7 @@ impl<'a> TrainSource<'a> {
     }
 
     fn lora(&mut self, name: &str, [out, inner]: [usize; 2]) -> Result<Option<Lora>, Error> {
-        let Some(config) = self.store.lora() else { return Ok(None) };
+        let Some(config) = self.store.lora().filter(|_| !self.base) else { return Ok(None) };
         let a = self.trained_matrix(&format!("{name}.lora_A.weight"), [config.rank, inner])?;
         let b = self.trained_matrix(&format!("{name}.lora_B.weight"), [out, config.rank])?;
         let (Some(a), Some(b)) = (a, b) else { return Ok(None) };

@@ -7,11 +7,13 @@ use crate::config::{LossScale, Place, TrainConfig};
 use crate::flops::ModelFlops;
 use crate::gradients::clip_coefficient;
 use crate::loss_scale::LossScaler;
-use crate::metrics::{MemoryReport, StepReport, peak_rss_bytes};
+use crate::metrics::{MemoryReport, Rewards, StepReport, peak_rss_bytes};
 use crate::micro_batch::MicroBatch;
+use crate::objective::Sums;
 use crate::params::{ParamStore, layout};
 use crate::random::key;
 use crate::reduce::{Assignment, Reduced, Reducer, Spill};
+use crate::reference::References;
 use crate::run_dir::RunDir;
 use crate::saving::Saving;
 use crate::sizes::{RING, Sizes};
@@ -27,6 +29,7 @@ use hearth_memory::{Charge, Kind, Ledger, Tier};
 use hearth_model::Architecture;
 use hearth_model::rope::Rope;
 use hearth_weights::TensorSource;
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -39,6 +42,9 @@ pub struct Setup<'a> {
     pub weights: &'a dyn TensorSource,
     /// Training data; its `global_batch` is the configuration's. The same on every rank.
     pub loader: Loader,
+    /// What the run will be evaluated on; may be empty. An objective that compares with the first weights asks them of
+    /// these sequences too before they change.
+    pub validation: &'a [Sequence],
     /// Where tensors live.
     pub device: Device,
     /// Put beside the weights in every checkpoint of a full fine-tune (`config.json`, tokenizer), so that it is a
@@ -74,7 +80,8 @@ pub struct Trainer {
     /// What the kernels keep.
     _scratch: Charge,
     meter: Meter,
-    arch: Box<dyn Architecture>,
+    references: References,
+    pub(crate) arch: Box<dyn Architecture>,
     rope: Rope,
     flops: ModelFlops,
 }
@@ -82,8 +89,8 @@ pub struct Trainer {
 /// What a step's micro-batches came to.
 struct Accumulated {
     reduced: Reduced,
-    /// Sum of losses over trained tokens.
-    loss_sum: f64,
+    /// Over all micro-batches.
+    sums: Sums,
     /// Whether some rank was asked to stop.
     stop: bool,
 }
@@ -108,7 +115,11 @@ impl Trainer {
 
     pub(crate) fn build(setup: Setup<'_>, config: TrainConfig) -> Result<Self, Error> {
         config.validate()?;
-        let Setup { arch, weights, loader, device, companions, comm, ledger, activations } = setup;
+        let Setup { arch, weights, loader, validation, device, companions, comm, ledger, activations } =
+            setup;
+        let objective = config.objective;
+        objective.objective().check(loader.sequences())?;
+        objective.objective().check(validation)?;
         let assignment = Assignment::new(&config, comm.world_size())?;
         let layout = layout(&*arch, &config, comm.world_size(), comm.rank())?;
         let sizes = Sizes { layout: &layout, config: &config };
@@ -122,14 +133,22 @@ impl Trainer {
         let buffer = |_| AlignedBuffer::charged(&ledger, Tier::Host, Kind::Staging, tile);
         let ring = (0..slots).map(buffer).collect::<Result<_, _>>()?;
         let _scratch = ledger.charge(Tier::Device, Kind::Staging, activations.scratch)?;
-        let mut masters = |unit, values: &[f32]| state.set(Which::Master, unit, 0, values);
+        // With an adapter the first weights are always there to ask.
+        let remember = objective.objective().compares() && config.adapter.is_none();
+        let mut first_weights = Sha256::new();
+        let mut masters = |unit, values: &[f32]| {
+            if remember && comm.rank() == 0 {
+                first_weights.update(bytemuck::cast_slice::<f32, u8>(values));
+            }
+            state.set(Which::Master, unit, 0, values)
+        };
         let store =
             ParamStore::load(&*arch, weights, &config, layout.clone(), device, &ledger, &mut masters)?;
         let companions = match &config.adapter {
             Some(adapter) => vec![crate::lora::adapter_config(adapter)],
             None => companions,
         };
-        Ok(Self {
+        let mut trainer = Self {
             rope: Rope::new(arch.config()),
             flops: ModelFlops::new(&*arch, &store),
             progress: Progress { cursor: loader.cursor(), ..Progress::default() },
@@ -150,7 +169,12 @@ impl Trainer {
             spill,
             ring,
             _scratch,
-        })
+            references: References::default(),
+        };
+        if remember {
+            trainer.references = trainer.references(first_weights, validation)?;
+        }
+        Ok(trainer)
     }
 
     pub(crate) fn open_run_dir(&mut self) -> Result<(), Error> {
@@ -188,11 +212,12 @@ impl Trainer {
         let step = self.progress.step + 1;
         let batches = self.batches(step, sequences)?;
         let trained_tokens: u64 = batches.iter().map(MicroBatch::trained).sum();
-        let Accumulated { reduced, loss_sum, stop } = self.accumulate(step, &batches, stop)?;
+        let count = self.count(&batches);
+        let Accumulated { reduced, sums, stop } = self.accumulate(step, &batches, stop)?;
         let squares = self.sum_squares(&reduced)?;
-        let loss = loss_sum / trained_tokens as f64;
+        let loss = sums.loss / count as f64;
         // What the gradients are multiples of.
-        let scale = trained_tokens as f64 * self.loss_scale() as f64;
+        let scale = count as f64 * self.loss_scale() as f64;
         let grad_norm = squares.sqrt() / scale;
         let skipped = self.overflowed(step, loss, grad_norm)?;
         let lr =
@@ -228,22 +253,28 @@ impl Trainer {
             mfu: self.mfu(&batches, step_s),
             peak_rss_bytes: peak_rss_bytes(),
             memory: self.memory(),
+            rewards: self.rewards(&sums, count),
             eval_loss: None,
+            eval_reward_margin: None,
+            eval_reward_accuracy: None,
         };
         Ok((report, stop))
     }
 
     fn batches(&self, step: u64, sequences: Vec<Sequence>) -> Result<Vec<MicroBatch>, Error> {
-        if sequences.len() != self.config.global_batch {
-            let (got, want) = (sequences.len(), self.config.global_batch);
+        let objective = self.config.objective.objective();
+        objective.check(&sequences)?;
+        let (unit, want) = (objective.sequences_per_unit(), self.config.global_batch);
+        if sequences.len() != want * unit {
+            let got = sequences.len();
             return Err(Error::Config(format!(
-                "a step was given {got} sequences, train.global_batch = {want}"
+                "a step was given {got} sequences, train.global_batch = {want} is {}",
+                want * unit
             )));
         }
-        let batches: Vec<MicroBatch> = micro_batches(sequences, self.config.micro_batch)
-            .iter()
-            .map(|batch| MicroBatch::new(&batch.sequences))
-            .collect();
+        let batches = micro_batches(sequences, self.config.micro_batch);
+        let batches: Vec<MicroBatch> =
+            batches.iter().map(|batch| self.micro_batch(&batch.sequences)).collect();
         self.check_ids(&batches)?;
         if batches.iter().all(|b| b.trained() == 0) {
             return Err(Error::Config(format!(
@@ -253,8 +284,22 @@ impl Trainer {
         Ok(batches)
     }
 
+    /// With what is known of its sequences.
+    fn micro_batch(&self, sequences: &[Sequence]) -> MicroBatch {
+        MicroBatch { reference: self.references.of(sequences), ..MicroBatch::new(sequences) }
+    }
+
+    /// What the mean loss of these micro-batches is a mean over.
+    fn count(&self, batches: &[MicroBatch]) -> u64 {
+        batches.iter().map(|batch| self.config.objective.objective().count(batch)).sum()
+    }
+
+    fn rewards(&self, sums: &Sums, count: u64) -> Option<Rewards> {
+        self.config.objective.objective().compares().then(|| Rewards::mean(sums, count))
+    }
+
     /// Refuses ids the model has no embedding for.
-    fn check_ids(&self, batches: &[MicroBatch]) -> Result<(), Error> {
+    pub(crate) fn check_ids(&self, batches: &[MicroBatch]) -> Result<(), Error> {
         let vocab = self.arch.config().vocab_size;
         let ids = batches.iter().flat_map(|b| b.ids.iter().copied());
         let labels = batches.iter().flat_map(|b| b.targets.iter().filter(|t| **t >= 0).map(|t| *t as u32));
@@ -302,27 +347,29 @@ impl Trainer {
         let sizes = Sizes { layout: self.store.layout(), config: &self.config };
         let spill = self.spill.as_ref();
         let mut reducer = Reducer::new(sizes, self.assignment, &self.comm, &self.ledger, spill);
-        let mut losses = Vec::new();
+        let mut sent = Vec::new();
         for turn in 0..self.assignment.each() {
             let index = self.assignment.index(self.comm.rank(), turn);
             let dropout = Some(key(&[self.config.seed, step, index as u64]));
             let mut sink = |param, gradient| reducer.put(turn, param, gradient);
-            losses.push(self.block_loop(dropout).gradients(&batches[index], &mut sink)?);
+            sent.extend(self.block_loop(dropout).gradients(&batches[index], &mut sink)?.to_array());
             reducer.settle()?;
         }
         let reduced = reducer.finish()?;
-        losses.push(if stop.load(Ordering::Relaxed) { 1.0 } else { 0.0 });
-        let each = losses.len();
-        let all = self.comm.all_gather(losses).wait()?;
+        sent.push(if stop.load(Ordering::Relaxed) { 1.0 } else { 0.0 });
+        let each = sent.len();
+        let all = self.comm.all_gather(sent).wait()?;
         // One order whoever computed them.
-        let mut by_index = vec![0.0; batches.len()];
-        for (rank, losses) in all.chunks(each).enumerate() {
-            for (turn, loss) in losses[..each - 1].iter().enumerate() {
-                by_index[self.assignment.index(rank, turn)] = *loss;
+        let mut by_index = vec![Sums::default(); batches.len()];
+        for (rank, sums) in all.chunks(each).enumerate() {
+            for (turn, sums) in sums.chunks_exact(Sums::LEN).enumerate() {
+                by_index[self.assignment.index(rank, turn)] = Sums::from_slice(sums);
             }
         }
-        let stop = all.chunks(each).any(|losses| losses[each - 1] > 0.0);
-        Ok(Accumulated { reduced, loss_sum: by_index.iter().sum(), stop })
+        let stop = all.chunks(each).any(|sums| sums[each - 1] > 0.0);
+        let mut sums = Sums::default();
+        by_index.into_iter().for_each(|of_one| sums += of_one);
+        Ok(Accumulated { reduced, sums, stop })
     }
 
     /// Sum of squares of the whole gradient: chunk after chunk in execution order, whoever holds it.
@@ -355,39 +402,53 @@ impl Trainer {
         Ok(())
     }
 
-    /// Mean loss per trained token over `sequences`, without dropout.
+    /// Mean loss over `sequences`, without dropout.
     ///
     /// # Errors
-    /// Those of the weight source; [`Error::Config`] when nothing in them is trained.
+    /// Those of the weight source; [`Error::Config`] when nothing in them is trained, when they are not what the
+    /// objective takes, or when it compares with first weights that were not asked ([`Setup::validation`]).
     pub fn evaluate(&self, sequences: &[Sequence]) -> Result<f64, Error> {
-        let batches: Vec<MicroBatch> =
-            sequences.chunks(self.config.micro_batch).map(MicroBatch::new).collect();
+        Ok(self.evaluation(sequences)?.0)
+    }
+
+    /// [`Trainer::evaluate`], and how chosen and rejected sequences compare where the objective compares them.
+    ///
+    /// # Errors
+    /// As [`Trainer::evaluate`].
+    pub fn evaluation(&self, sequences: &[Sequence]) -> Result<(f64, Option<Rewards>), Error> {
+        let objective = self.config.objective.objective();
+        objective.check(sequences)?;
+        let unit = self.config.micro_batch * objective.sequences_per_unit();
+        let batches: Vec<MicroBatch> = sequences.chunks(unit).map(|chunk| self.micro_batch(chunk)).collect();
         self.check_ids(&batches)?;
-        let count: u64 = batches.iter().map(MicroBatch::trained).sum();
+        let count = self.count(&batches);
         if count == 0 {
             return Err(Error::Config(
                 "the validation data has no trained token; give it more examples".into(),
             ));
         }
         // The ranks take turns; a rank without a turn of its own goes along, for weights may have to be gathered.
-        let mut sum = 0.0;
+        let mut sums = Sums::default();
         for round in batches.chunks(self.comm.world_size()) {
             let batch = &round[self.comm.rank().min(round.len() - 1)];
-            let losses = self.comm.all_gather(vec![self.block_loop(None).loss(batch)?]).wait()?;
-            losses[..round.len()].iter().for_each(|loss| sum += loss);
+            let sent = self.block_loop(None).loss(batch)?.to_array().to_vec();
+            let all = self.comm.all_gather(sent).wait()?;
+            all.chunks_exact(Sums::LEN).take(round.len()).for_each(|of_one| sums += Sums::from_slice(of_one));
         }
-        Ok(sum / count as f64)
+        Ok((sums.loss / count as f64, self.rewards(&sums, count)))
     }
 
-    fn block_loop(&self, dropout: Option<u64>) -> BlockLoop<'_> {
+    pub(crate) fn block_loop(&self, dropout: Option<u64>) -> BlockLoop<'_> {
         let recompute = self.config.recompute;
         BlockLoop {
             arch: &*self.arch,
             store: &self.store,
             comm: &self.comm,
+            objective: self.config.objective.objective(),
             rope: &self.rope,
             recompute,
             dropout,
+            base: false,
             loss_scale: if dropout.is_some() { self.loss_scale() } else { 1.0 },
             meter: &self.meter,
         }

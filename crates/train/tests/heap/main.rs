@@ -5,11 +5,12 @@
 #[path = "../train/synthetic.rs"]
 mod synthetic;
 
-use hearth_data::{Loader, Sequence};
+use hearth_data::{Half, Loader, Sequence};
 use hearth_memory::{Ledger, Tier, heap};
 use hearth_train::plan::{Subject, plan};
 use hearth_train::{
-    Activations, Compute, LoraConfig, Offload, Place, Recompute, Setup, TrainConfig, Trainer,
+    Activations, Compute, Dpo, LoraConfig, ObjectiveConfig, Offload, Place, Recompute, Setup, TrainConfig,
+    Trainer,
 };
 use hearth_weights::ModelFiles;
 use std::path::Path;
@@ -20,11 +21,14 @@ static HEAP: heap::CountingAllocator = heap::CountingAllocator;
 
 const TOKENS: usize = 128;
 
-fn sequences(count: usize, vocab: usize) -> Vec<Sequence> {
+/// Sequences, or the halves of pairs.
+fn sequences(count: usize, vocab: usize, paired: bool) -> Vec<Sequence> {
     let one = |i: usize| {
+        let half = paired.then_some(if i % 2 == 0 { Half::Chosen } else { Half::Rejected });
+        let example = if paired { i / 2 } else { i } as u64;
         let ids: Vec<u32> = (0..TOKENS).map(|j| ((i * 31 + j * 7) % vocab) as u32).collect();
         let labels = ids.iter().map(|id| *id as i32).collect();
-        Sequence { ids, labels, documents: vec![TOKENS], ..Sequence::default() }
+        Sequence { ids, labels, documents: vec![TOKENS], example, half }
     };
     (0..count).map(one).collect()
 }
@@ -33,10 +37,11 @@ fn sequences(count: usize, vocab: usize) -> Vec<Sequence> {
 fn peaks(files: &ModelFiles, config: &TrainConfig) -> (u64, u64) {
     let arch = || hearth_model::architecture(&files.config).expect("a known architecture");
     let device = hearth_model::device::open("cpu").expect("the CPU");
-    let documents = vec![TOKENS; config.micro_batch];
+    let unit = config.objective.objective().sequences_per_unit();
+    let documents = vec![TOKENS; config.micro_batch * unit];
     let weights = &*files.tensors;
     let activations = Activations::measure(&*arch(), weights, config, &device, &documents).expect("measures");
-    let data = sequences(16, files.config.vocab_size);
+    let data = sequences(16, files.config.vocab_size, unit == 2);
     let loader = Loader::new(data, 0, config.global_batch).expect("a loader");
     let subject = Subject { arch: &*arch(), weights, config, world: 1, activations, documents: &documents };
     let planned = Ledger::default();
@@ -51,6 +56,7 @@ fn peaks(files: &ModelFiles, config: &TrainConfig) -> (u64, u64) {
         arch: arch(),
         weights,
         loader,
+        validation: &[],
         device,
         companions: Vec::new(),
         comm: hearth_collective::single(),
@@ -70,6 +76,11 @@ fn cases(dir: &Path) -> Vec<(&'static str, TrainConfig)> {
     let lora = LoraConfig { targets: vec!["all-linear".into()], ..LoraConfig::default() };
     let offload =
         |params, grads, optim| Offload { params, grads, optim, nvme_dir: Some(dir.into()), ratio: 1.0 };
+    let dpo = |config: &TrainConfig| TrainConfig {
+        objective: ObjectiveConfig::Dpo(Dpo::default()),
+        micro_batch: 1,
+        ..config.clone()
+    };
     use Place::{Cpu, Device, Nvme};
     vec![
         ("plain", plain.clone()),
@@ -77,6 +88,9 @@ fn cases(dir: &Path) -> Vec<(&'static str, TrainConfig)> {
         ("bf16", TrainConfig { compute: Compute::Bf16, ..plain.clone() }),
         ("bf16 recompute", TrainConfig { compute: Compute::Bf16, ..full.clone() }),
         ("lora", TrainConfig { adapter: Some(lora.clone()), ..plain.clone() }),
+        ("preferences", dpo(&plain)),
+        ("preferences recompute", dpo(&full)),
+        ("preferences lora", dpo(&TrainConfig { adapter: Some(lora.clone()), ..full.clone() })),
         ("lora recompute", TrainConfig { adapter: Some(lora), ..full.clone() }),
         ("optimizer on the host", TrainConfig { offload: offload(Device, Cpu, Cpu), ..full.clone() }),
         ("optimizer on disk", TrainConfig { offload: offload(Device, Device, Nvme), ..full.clone() }),

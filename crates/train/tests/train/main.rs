@@ -2,6 +2,7 @@
 
 mod arithmetic;
 mod checkpoints;
+mod dpo;
 mod faulty_disk;
 mod layouts;
 mod plans;

@@ -5,7 +5,7 @@ use crate::support::{config, lora};
 use crate::synthetic::synthetic;
 use hearth_memory::{Budget, Kind, Ledger, Tier};
 use hearth_train::plan::{Subject, plan};
-use hearth_train::{Activations, Compute, Recompute, TrainConfig};
+use hearth_train::{Activations, Compute, Dpo, ObjectiveConfig, Recompute, TrainConfig};
 use hearth_weights::ModelFiles;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -109,6 +109,24 @@ fn all_cases(dir: &Path) -> Vec<(String, usize, TrainConfig)> {
         }
     }
     cases
+}
+
+#[test]
+fn the_plan_of_preference_training_is_its_ledger_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = small(dir.path());
+    for (world, zero, tier, recompute) in [
+        (1, 0, "device", Recompute::None),
+        (2, 2, "cpu", Recompute::Full),
+        (2, 3, "all-nvme", Recompute::Full),
+    ] {
+        for adapter in [None, Some(lora())] {
+            let (objective, offload) = (ObjectiveConfig::Dpo(Dpo::default()), offload(tier, dir.path()));
+            let config = TrainConfig { objective, recompute, zero, offload, adapter, ..config(2) };
+            let plan = planned(&files, &config, world, Budget::UNLIMITED).expect("no limit");
+            assert_eq!(ran(&files, &config, world), plan, "{world} ranks stage {zero} {:?}", config.adapter);
+        }
+    }
 }
 
 #[test]

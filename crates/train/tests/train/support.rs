@@ -1,8 +1,10 @@
 //! Tiny models and data for the tests of this crate.
 
-use hearth_data::{Loader, Sequence};
+use hearth_data::{Half, Loader, Sequence};
 use hearth_memory::Ledger;
-use hearth_train::{AdamW, LoraConfig, OptimConfig, Schedule, ScheduleKind, Setup, TrainConfig, Trainer};
+use hearth_train::{
+    AdamW, LoraConfig, ObjectiveConfig, OptimConfig, Schedule, ScheduleKind, Setup, TrainConfig, Trainer,
+};
 use hearth_weights::ModelFiles;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -32,6 +34,26 @@ fn sequence(i: usize, vocab: usize) -> Sequence {
     Sequence { ids, labels, documents, example: i as u64, half: None }
 }
 
+/// Preference pairs: a prompt with two replies of their own lengths.
+pub fn pairs(count: usize, vocab: usize) -> Vec<Sequence> {
+    (0..2 * count).map(|i| half(i / 2, i % 2, vocab)).collect()
+}
+
+fn half(pair: usize, which: usize, vocab: usize) -> Sequence {
+    let (prompt, reply) = (3 + pair % 3, 4 + (pair + 2 * which) % 4);
+    let ids: Vec<u32> = (0..prompt + reply)
+        .map(|j| ((pair * 31 + j * 7 + if j < prompt { 0 } else { (1 + which) * 13 }) % vocab) as u32)
+        .collect();
+    let labels = ids.iter().enumerate().map(|(j, id)| if j < prompt { -100 } else { *id as i32 });
+    Sequence {
+        labels: labels.collect(),
+        documents: vec![ids.len()],
+        ids,
+        example: pair as u64,
+        half: Some(if which == 0 { Half::Chosen } else { Half::Rejected }),
+    }
+}
+
 pub fn config(steps: usize) -> TrainConfig {
     TrainConfig {
         steps,
@@ -55,10 +77,14 @@ pub fn lora() -> LoraConfig {
 }
 
 pub fn setup<'a>(model: &'a ModelFiles, config: &TrainConfig) -> Setup<'a> {
-    let data = sequences(10, model.config.vocab_size);
+    let data = match config.objective {
+        ObjectiveConfig::Sft => sequences(10, model.config.vocab_size),
+        ObjectiveConfig::Dpo(_) => pairs(10, model.config.vocab_size),
+    };
     Setup {
         arch: hearth_model::architecture(&model.config).expect("a known architecture"),
         weights: &*model.tensors,
+        validation: &[],
         loader: Loader::new(data, config.seed, config.global_batch).expect("a loader"),
         device: hearth_model::device::open("cpu").expect("the CPU"),
         comm: hearth_collective::single(),
