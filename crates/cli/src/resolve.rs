@@ -10,7 +10,8 @@ use hearth_data::{DataFile, DatasetConfig};
 use hearth_memory::{Budget, Size};
 use hearth_train::optim::StateDtype;
 use hearth_train::{
-    CheckpointConfig, Compute, LogConfig, LoraConfig, Offload, Schedule, ScheduleKind, TrainConfig,
+    CheckpointConfig, Compute, Dpo, LogConfig, LoraConfig, ObjectiveConfig, Offload, Schedule, ScheduleKind,
+    TrainConfig,
 };
 use hearth_weights::TensorSource;
 use std::path::{Path, PathBuf};
@@ -87,6 +88,7 @@ pub fn training(
     }
     let config = TrainConfig {
         steps,
+        objective: objective(recipe),
         global_batch: t.global_batch,
         micro_batch: t.micro_batch,
         clip_norm: t.clip_norm,
@@ -154,6 +156,14 @@ pub fn budget(recipe: &Recipe) -> Budget {
     let size = |text: &Option<String>| text.as_ref().and_then(|text| text.parse::<Size>().ok());
     let m = &recipe.memory;
     Budget { device: size(&m.device), host: size(&m.host), nvme: size(&m.nvme) }
+}
+
+fn objective(recipe: &Recipe) -> ObjectiveConfig {
+    let m = &recipe.method;
+    match m.kind {
+        MethodKind::Sft | MethodKind::Pretrain => ObjectiveConfig::Sft,
+        MethodKind::Dpo => ObjectiveConfig::Dpo(Dpo { beta: m.beta, label_smoothing: m.label_smoothing }),
+    }
 }
 
 /// Optimizer steps of the run.

@@ -194,6 +194,7 @@ impl Job {
             arch: hearth_model::architecture(&self.files.config)?,
             weights: &*self.files.tensors,
             loader: Loader::new(self.train.clone(), self.config.seed, self.config.global_batch)?,
+            validation: &self.validation,
             device: self.device.clone(),
             comm,
             ledger: Ledger::new(self.budget),

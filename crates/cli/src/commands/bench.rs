@@ -196,6 +196,7 @@ fn train(args: &TrainBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport
         arch: hearth_model::architecture(&model.files.config)?,
         weights: &*model.files.tensors,
         loader: Loader::new(sequences, 0, args.batch)?,
+        validation: &[],
         device: hearth_model::device::open("cpu")?,
         comm: hearth_collective::single(),
         ledger: hearth_memory::Ledger::default(),

@@ -164,12 +164,7 @@ fn loss_scale(r: &Recipe) -> Result<(), String> {
 
 /// Values that are part of the recipe language and that a later version will serve.
 fn not_yet(r: &Recipe) -> Result<(), String> {
-    let wanted = [
-        (r.method.kind == MethodKind::Dpo, "[method] kind = \"dpo\"", "use \"sft\" or \"pretrain\""),
-        (r.parallel.tensor > 1, "[parallel] tensor above 1", "use 1"),
-    ];
-    match wanted.into_iter().find(|(asked, ..)| *asked) {
-        Some((_, what, instead)) => Err(format!("{what} is not available in this version; {instead}")),
-        None => Ok(()),
-    }
+    ensure(r.parallel.tensor == 1, || {
+        "[parallel] tensor above 1 is not available in this version; use 1".into()
+    })
 }

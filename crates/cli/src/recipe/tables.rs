@@ -103,6 +103,10 @@ pub struct DataOptsTable {
 pub struct MethodTable {
     /// What the loss is made of.
     pub kind: MethodKind,
+    /// For `dpo`: how dear it is to leave the model that training starts from.
+    pub beta: f64,
+    /// For `dpo`: share of pairs believed to be labelled the wrong way round.
+    pub label_smoothing: f64,
 }
 
 /// `[train]`
@@ -305,7 +309,7 @@ impl Default for DataOptsTable {
 
 impl Default for MethodTable {
     fn default() -> Self {
-        Self { kind: MethodKind::Sft }
+        Self { kind: MethodKind::Sft, beta: 0.1, label_smoothing: 0.0 }
     }
 }
 
