@@ -313,7 +313,7 @@ impl TrainConfig {
             );
         }
         let whole = self.zero == 0 && o.optim != Place::Nvme && (o.optim == Place::Device || o.ratio == 1.0);
-        if !self.optim.elementwise() && !(whole && self.state_dtype == StateDtype::F32) {
+        if !(self.optim.elementwise() || whole && self.state_dtype == StateDtype::F32) {
             return refuse(format!(
                 "optim.kind = {:?} updates whole matrices from a state that is small already: use parallel.zero = 0, \
                  offload.optim = \"device\" or \"cpu\" with offload.ratio = 1.0, and optim.state_dtype = \"f32\"",

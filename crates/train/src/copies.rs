@@ -229,7 +229,7 @@ enum LocalBytes {
 /// A unit on its way to the device.
 enum Coming {
     Local(Local),
-    Gathering(Pending<Vec<u32>>, [Charge; 2]),
+    Gathering(Box<(Pending<Vec<u32>>, [Charge; 2])>),
 }
 
 /// Brings units to the device in the order of a script, a few ahead of their use: reading from the disk two ahead,
@@ -291,7 +291,7 @@ impl<'a> Conveyor<'a> {
                     ledger.charge(Tier::Device, Kind::Weights, bytes)?,
                     ledger.charge(Tier::Device, Kind::Staging, size_of_val(partition.as_slice()) as u64)?,
                 ];
-                Coming::Gathering(self.comm.all_gather(partition), charges)
+                Coming::Gathering(Box::new((self.comm.all_gather(partition), charges)))
             }
             gathering => gathering,
         };
@@ -302,7 +302,8 @@ impl<'a> Conveyor<'a> {
     fn arrive(&self, unit: usize, coming: Coming) -> Result<View, Error> {
         let needed = self.copies.lens[unit] * self.copies.compute.bytes();
         let (bytes, charge) = match coming {
-            Coming::Gathering(pending, [charge, _moving]) => {
+            Coming::Gathering(gathering) => {
+                let (pending, [charge, _moving]) = *gathering;
                 (Bytes::from_owner(Owner(pending.wait()?)), Some(charge))
             }
             Coming::Local(local) => match local.wait()? {

@@ -98,13 +98,11 @@ impl Assignment {
 
     /// What arrives in one exchange, as nodes.
     pub(crate) fn nodes(&self, turn: usize) -> Vec<Range<usize>> {
-        let each = (0..self.world).map(|rank| self.node(rank, turn));
-        if self.joint() {
-            let nodes: Vec<_> = each.collect();
-            vec![nodes[0].start..nodes[self.world - 1].end]
-        } else {
-            each.collect()
+        if !self.joint() {
+            return (0..self.world).map(|rank| self.node(rank, turn)).collect();
         }
+        let joint = self.node(0, turn).start..self.node(self.world - 1, turn).end;
+        std::iter::once(joint).collect()
     }
 }
 
