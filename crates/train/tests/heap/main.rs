@@ -24,7 +24,7 @@ const TOKENS: usize = 128;
 /// Sequences, or the halves of pairs.
 fn sequences(count: usize, vocab: usize, paired: bool) -> Vec<Sequence> {
     let one = |i: usize| {
-        let half = paired.then_some(if i % 2 == 0 { Half::Chosen } else { Half::Rejected });
+        let half = paired.then_some(if i.is_multiple_of(2) { Half::Chosen } else { Half::Rejected });
         let example = if paired { i / 2 } else { i } as u64;
         let ids: Vec<u32> = (0..TOKENS).map(|j| ((i * 31 + j * 7) % vocab) as u32).collect();
         let labels = ids.iter().map(|id| *id as i32).collect();
