@@ -152,7 +152,12 @@ fn a_rank_that_stops_is_named_within_the_time_limit_and_the_exit_code_is_75() {
     assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
     let said = sentences(&output);
     let named = |line: &String| {
-        line.contains(" of 2: ") && line.contains("limit 2.0 s: ") && line.contains("did not come")
+        let names = |rank: usize, other: usize| {
+            line.starts_with(&format!("hearth: rank {rank} of 2: "))
+                && (line.ends_with(&format!("rank {other} did not come"))
+                    || line.ends_with(&format!("the transfer with rank {other} stopped")))
+        };
+        line.contains("limit 2.0 s: ") && (names(0, 1) || names(1, 0))
     };
     assert!(said.iter().any(named), "{}", stderr(&output));
 }
