@@ -7,9 +7,10 @@ use crate::ui::{Ui, bytes};
 use burn::tensor::Device;
 use hearth_collective::Ordered;
 use hearth_data::dataset::Stats;
+use hearth_data::loader::sequences_per_unit;
 use hearth_data::{Loader, Sequence};
 use hearth_memory::{Budget, Ledger, Size, Tier};
-use hearth_train::plan::{Subject, plan};
+use hearth_train::plan::{Subject, Traffic, plan};
 use hearth_train::reduce::Assignment;
 use hearth_train::{Activations, Companion, Observer, Place, Recompute, Setup, TrainConfig, Trainer};
 use hearth_weights::{ModelFiles, TensorSource};
@@ -100,15 +101,14 @@ impl Job {
     fn largest_micro_batch(&self) -> Vec<usize> {
         let all = self.train.iter().chain(self.validation.iter());
         let longest = all.map(|sequence| sequence.ids.len()).max().unwrap_or(0);
-        vec![longest; self.config.micro_batch]
+        vec![longest; self.config.micro_batch * sequences_per_unit(&self.train)]
     }
 
-    /// Refuses budgets that do not hold the run on `world_size` ranks, in a sentence with each tier that is too small,
-    /// the smallest size that works, and what else would help.
-    fn check_budget(&self, world_size: usize) -> anyhow::Result<()> {
-        if self.budget == Budget::UNLIMITED {
-            return Ok(());
-        }
+    /// Goes through one rank's run with nothing but a ledger, which then knows what each tier will hold.
+    ///
+    /// # Errors
+    /// Where `ledger` has limits: that of the first charge they do not hold.
+    pub fn plan(&self, world_size: usize, ledger: &Ledger) -> anyhow::Result<Traffic> {
         let subject = Subject {
             arch: &*hearth_model::architecture(&self.files.config)?,
             weights: &*self.files.tensors,
@@ -117,8 +117,17 @@ impl Job {
             activations: self.activations,
             documents: &self.largest_micro_batch(),
         };
+        Ok(plan(&subject, ledger)?)
+    }
+
+    /// Refuses budgets that do not hold the run on `world_size` ranks, in a sentence with each tier that is too small,
+    /// the smallest size that works, and what else would help.
+    fn check_budget(&self, world_size: usize) -> anyhow::Result<()> {
+        if self.budget == Budget::UNLIMITED {
+            return Ok(());
+        }
         let needed = Ledger::default();
-        plan(&subject, &needed)?;
+        self.plan(world_size, &needed)?;
         let short = |tier: &Tier| self.budget.limit(*tier).is_some_and(|limit| needed.peak(*tier) > limit);
         let sentences: Vec<String> =
             Tier::ALL.into_iter().filter(short).map(|tier| self.too_small(tier, needed.peak(tier))).collect();
