@@ -4,6 +4,7 @@
 //! - [`commands`]: one file per command; each has its arguments, its report and `run`.
 //! - [`recipe`], [`resolve`]: what a run is told, and what that means for each room.
 //! - [`ranks`], [`training`]: the ranks of a run; what each of them trains, and within which budget.
+//! - [`tiers`]: what a ledger held in each tier, in the words of reports.
 //! - [`open`], [`running`]: a model on disk with its words; the same in memory, answering.
 //! - [`golden`]: prompts with the logits a bundle must give.
 //! - [`fetch`], [`corpus`]: what the quickstart needs from elsewhere.
@@ -25,5 +26,6 @@ pub mod ranks;
 pub mod recipe;
 pub mod resolve;
 pub mod running;
+pub mod tiers;
 pub mod training;
 pub mod ui;

@@ -3,7 +3,7 @@
 
 use clap::{Parser, Subcommand};
 use hearth::commands::{
-    bench, chat, ckpt, convert, doctor, eval, fetch_data, generate, inspect, logits, quickstart, serve,
+    bench, chat, ckpt, convert, doctor, eval, fetch_data, generate, inspect, logits, plan, quickstart, serve,
     train, verify,
 };
 use hearth::exit::{self, Said, say};
@@ -33,6 +33,8 @@ enum Command {
     Quickstart(quickstart::QuickstartArgs),
     /// Trains as a recipe says
     Train(train::TrainArgs),
+    /// Says what a recipe's run will hold in every tier, and how long its steps will take
+    Plan(plan::PlanArgs),
     /// Compares a recipe's ranks, stages and tiers with one plain rank, bit for bit
     Verify(verify::VerifyArgs),
     /// Looks at data
@@ -83,6 +85,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Quickstart(args) => show(&quickstart::run(args, &ui)?, &ui),
         Command::Train(args) => show(&train::run(args, &ui)?, &ui),
+        Command::Plan(args) => show(&plan::run(args, &ui)?, &ui),
         Command::Verify(args) => show(&verify::run(args, &ui)?, &ui),
         Command::Data(DataCommand::Inspect(args)) => show(&inspect::run(args, &ui)?, &ui),
         Command::Data(DataCommand::Fetch(args)) => show(&fetch_data::run(args, &ui)?, &ui),

@@ -12,7 +12,7 @@ use hearth_data::{Loader, Sequence};
 use hearth_memory::{Budget, Ledger, Size, Tier};
 use hearth_train::plan::{Subject, Traffic, plan};
 use hearth_train::reduce::Assignment;
-use hearth_train::{Activations, Companion, Observer, Place, Recompute, Setup, TrainConfig, Trainer};
+use hearth_train::{Activations, Companion, Observer, Pace, Place, Recompute, Setup, TrainConfig, Trainer};
 use hearth_weights::{ModelFiles, TensorSource};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -33,7 +33,8 @@ pub struct Job {
     files: Arc<ModelFiles>,
     companions: Vec<Companion>,
     device: Device,
-    activations: Activations,
+    /// What activations take; nothing while it was not measured.
+    pub activations: Activations,
     /// Ranks that share host memory and disk.
     here: usize,
 }
@@ -43,9 +44,28 @@ impl Job {
     /// has a budget what activations take is measured on the heap of the whole process: nothing else may run meanwhile.
     ///
     /// # Errors
-    /// Data that cannot be read or that the method does not take, a batch that does not divide among the ranks, budgets
-    /// that do not hold the run, and other contradictions.
+    /// As [`Job::open`], and budgets that do not hold the run.
     pub fn new(
+        recipe: &Recipe,
+        model: Model,
+        world_size: usize,
+        here: usize,
+        ui: &Ui,
+    ) -> anyhow::Result<Self> {
+        let mut job = Self::open(recipe, model, world_size, here, ui)?;
+        if job.budget.device.is_some() {
+            job.activations = job.measure_activations()?.0;
+        }
+        job.check_budget(world_size)?;
+        Ok(job)
+    }
+
+    /// The same without a look at whether the budgets hold it; activations count as nothing until they are measured.
+    ///
+    /// # Errors
+    /// Data that cannot be read or that the method does not take, a batch that does not divide among the ranks, and
+    /// other contradictions.
+    pub fn open(
         recipe: &Recipe,
         model: Model,
         world_size: usize,
@@ -60,7 +80,7 @@ impl Job {
         let loader = Loader::new(train.clone(), recipe.train.seed, recipe.train.global_batch)?;
         let config = resolve::training(recipe, loader.steps_per_epoch(), &*model.files.tensors)?;
         Assignment::new(&config, world_size).map_err(|e| crate::exit::usage(e.to_string()))?;
-        let mut job = Self {
+        let job = Self {
             companions: hearth_train::companions(&model.files)?,
             device: hearth_model::device::open(&recipe.model.device)
                 .map_err(|e| crate::exit::usage(e.to_string()))?,
@@ -73,19 +93,17 @@ impl Job {
             train,
             config,
         };
-        if job.budget.device.is_some() {
-            job.activations = job.measure_activations()?;
-        }
-        let job = job.shared_by(here);
-        job.check_budget(world_size)?;
-        Ok(job)
+        Ok(job.shared_by(here))
     }
 
-    /// What activations take, for a budget to count them.
-    fn measure_activations(&self) -> anyhow::Result<Activations> {
+    /// What the activations of the largest micro-batch take, and how long the model's parts take on it.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn measure_activations(&self) -> anyhow::Result<(Activations, Pace)> {
         let arch = hearth_model::architecture(&self.files.config)?;
         let (tensors, documents) = (&*self.files.tensors, self.largest_micro_batch());
-        Ok(Activations::measure(&*arch, tensors, &self.config, &self.device, &documents)?)
+        Ok(Activations::measure_with_pace(&*arch, tensors, &self.config, &self.device, &documents)?)
     }
 
     /// The same where `here` ranks share the machine's host memory and disk.
@@ -98,24 +116,24 @@ impl Job {
     }
 
     /// Lengths of the documents of a micro-batch that no other exceeds.
-    fn largest_micro_batch(&self) -> Vec<usize> {
+    pub fn largest_micro_batch(&self) -> Vec<usize> {
         let all = self.train.iter().chain(self.validation.iter());
         let longest = all.map(|sequence| sequence.ids.len()).max().unwrap_or(0);
-        vec![longest; self.config.micro_batch * sequences_per_unit(&self.train)]
+        vec![longest; self.config.micro_batch * self.config.objective.objective().sequences_per_unit()]
     }
 
-    /// Goes through one rank's run with nothing but a ledger, which then knows what each tier will hold.
+    /// What one rank of `world_size` holds, in `ledger`, and what its step moves, if its micro-batches were `documents`.
     ///
     /// # Errors
-    /// Where `ledger` has limits: that of the first charge they do not hold.
-    pub fn plan(&self, world_size: usize, ledger: &Ledger) -> anyhow::Result<Traffic> {
+    /// A configuration that contradicts itself, a budget of `ledger` that does not hold the run.
+    pub fn plan(&self, world_size: usize, documents: &[usize], ledger: &Ledger) -> anyhow::Result<Traffic> {
         let subject = Subject {
             arch: &*hearth_model::architecture(&self.files.config)?,
             weights: &*self.files.tensors,
             config: &self.config,
             world: world_size,
             activations: self.activations,
-            documents: &self.largest_micro_batch(),
+            documents,
         };
         Ok(plan(&subject, ledger)?)
     }
@@ -127,11 +145,22 @@ impl Job {
             return Ok(());
         }
         let needed = Ledger::default();
-        self.plan(world_size, &needed)?;
+        self.plan(world_size, &self.largest_micro_batch(), &needed)?;
+        self.shortage(&needed).map_or(Ok(()), |sentence| Err(anyhow::anyhow!(sentence)))
+    }
+
+    /// Tiers of which a rank that holds this needs more than its budget.
+    pub fn short(&self, needed: &Ledger) -> Vec<Tier> {
         let short = |tier: &Tier| self.budget.limit(*tier).is_some_and(|limit| needed.peak(*tier) > limit);
-        let sentences: Vec<String> =
-            Tier::ALL.into_iter().filter(short).map(|tier| self.too_small(tier, needed.peak(tier))).collect();
-        if sentences.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(sentences.join("; "))) }
+        Tier::ALL.into_iter().filter(short).collect()
+    }
+
+    /// Each tier that is too small for what a rank needs, the smallest size that works, and what else would help; nothing
+    /// if the budgets hold it.
+    pub fn shortage(&self, needed: &Ledger) -> Option<String> {
+        let short = self.short(needed).into_iter();
+        let sentences: Vec<String> = short.map(|tier| self.too_small(tier, needed.peak(tier))).collect();
+        (!sentences.is_empty()).then(|| sentences.join("; "))
     }
 
     /// What to do about a tier of which one rank needs so many bytes.

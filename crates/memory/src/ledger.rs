@@ -44,7 +44,7 @@ impl Holdings {
 pub struct Moment {
     /// The phase it belongs to: the last mark's label.
     pub label: String,
-    /// The tier that reached a new peak; `None` at a mark.
+    /// The tier that rose above everything since the last mark; `None` at a mark.
     pub peak: Option<Tier>,
     /// What was held.
     pub held: Holdings,
@@ -55,19 +55,28 @@ struct Accounts {
     held: Holdings,
     /// What was held when each tier was fullest.
     peaks: [Holdings; Tier::ALL.len()],
+    /// Of a recording: most bytes of each tier since the last mark.
+    heights: [u64; Tier::ALL.len()],
     /// `None` = nobody asked for a recording.
     timeline: Option<Vec<Moment>>,
 }
 
 impl Accounts {
     fn raise_peak(&mut self, tier: Tier) {
-        if self.held.total(tier) <= self.peaks[tier as usize].total(tier) {
-            return;
+        let total = self.held.total(tier);
+        if total > self.peaks[tier as usize].total(tier) {
+            self.peaks[tier as usize] = self.held;
         }
-        self.peaks[tier as usize] = self.held;
-        if let Some(timeline) = &mut self.timeline {
+        if let Some(timeline) = &mut self.timeline
+            && total > self.heights[tier as usize]
+        {
+            self.heights[tier as usize] = total;
             record_peak(timeline, tier, self.held);
         }
+    }
+
+    fn begin_phase(&mut self) {
+        self.heights = Tier::ALL.map(|tier| self.held.total(tier));
     }
 }
 
@@ -138,19 +147,22 @@ impl Ledger {
 
     /// Begins a recording; one that was under way is forgotten.
     pub fn record(&self) {
-        self.lock().timeline = Some(Vec::new());
+        let mut accounts = self.lock();
+        accounts.timeline = Some(Vec::new());
+        accounts.begin_phase();
     }
 
     /// Begins a phase in the recording, if there is one: `forward`, `backward`, `optimizer`.
     pub fn mark(&self, label: &str) {
         let mut accounts = self.lock();
         let held = accounts.held;
+        accounts.begin_phase();
         if let Some(timeline) = &mut accounts.timeline {
             timeline.push(Moment { label: label.into(), peak: None, held });
         }
     }
 
-    /// What was recorded: a moment at each mark, and one for each tier that reached a new peak in between.
+    /// What was recorded: a moment at each mark, and in between those in which a tier held more than in the phase so far.
     pub fn timeline(&self) -> Vec<Moment> {
         self.lock().timeline.clone().unwrap_or_default()
     }
@@ -272,6 +284,7 @@ mod tests {
         let activations = charge(Kind::Activations, 8);
         drop(activations);
         ledger.mark("optimizer");
+        drop(charge(Kind::Staging, 2));
         let moments = ledger.timeline();
         let told: Vec<_> = moments.iter().map(|m| (&*m.label, m.peak, m.held.total(Tier::Device))).collect();
         let device = Some(Tier::Device);
@@ -281,6 +294,7 @@ mod tests {
             ("forward", None, 10),
             ("forward", device, 18),
             ("optimizer", None, 10),
+            ("optimizer", device, 12),
         ];
         assert_eq!(told, expected);
     }

@@ -4,7 +4,7 @@
 //! run's own shapes and reads the heap. All blocks of a model have one shape, so a run's activations are sums of these.
 
 use crate::Error;
-use crate::config::TrainConfig;
+use crate::config::{Recompute, TrainConfig};
 use crate::copies::{Conveyor, View};
 use crate::micro_batch::MicroBatch;
 use crate::params::ParamStore;
@@ -15,6 +15,7 @@ use hearth_model::rope::Rope;
 use hearth_model::{Architecture, DocumentContext, Group};
 use hearth_weights::TensorSource;
 use serde::Serialize;
+use std::time::{Duration, Instant};
 
 /// What the model is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,33 @@ pub struct Activations {
     pub scratch: u64,
 }
 
+/// How long the parts of a model take on one micro-batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// A block without a tape.
+    pub block_forward: Duration,
+    /// A block with a tape, forward and backward.
+    pub block: Duration,
+    /// The head without a tape.
+    pub head_forward: Duration,
+    /// The head, forward and backward.
+    pub head: Duration,
+    /// The embedding and its gradient.
+    pub embedding: Duration,
+}
+
+impl Pace {
+    /// A whole micro-batch of a model with so many blocks: what `config` has computed again, and what it asks the frozen
+    /// model first, included.
+    pub fn micro_batch(&self, blocks: usize, config: &TrainConfig) -> Duration {
+        let forwards = self.block_forward * blocks as u32;
+        let again = if config.recompute == Recompute::Full { forwards } else { Duration::ZERO };
+        let asked = config.objective.objective().compares() && config.adapter.is_some();
+        let reference = if asked { forwards + self.head_forward } else { Duration::ZERO };
+        self.block * blocks as u32 + self.head + self.embedding + again + reference
+    }
+}
+
 impl Activations {
     /// Bytes of a phase at its height, and when only gradients are left.
     fn bytes(&self, phase: Phase) -> (u64, u64) {
@@ -106,6 +134,23 @@ impl Activations {
         if heap::current().is_none() {
             return Ok(Self::default());
         }
+        Ok(Self::measure_with_pace(arch, source, config, device, documents)?.0)
+    }
+
+    /// As [`Activations::measure`]; also how long each part took, the faster of two runs after the first.
+    ///
+    /// # Errors
+    /// As [`Activations::measure`].
+    ///
+    /// # Panics
+    /// As [`Activations::measure`].
+    pub fn measure_with_pace(
+        arch: &dyn Architecture,
+        source: &dyn TensorSource,
+        config: &TrainConfig,
+        device: &Device,
+        documents: &[usize],
+    ) -> Result<(Self, Pace), Error> {
         let probe = Probe { arch, source, config, device, documents, rope: Rope::new(arch.config()) };
         let rows: usize = documents.iter().sum();
         let input = (rows * arch.config().hidden_size * config.compute.bytes()) as u64;
@@ -113,11 +158,17 @@ impl Activations {
         let before = level();
         probe.block(&mut found)?;
         found.scratch = (level() - before).max(0) as u64;
-        // A second time, now that the kernels have what they keep.
-        probe.block(&mut found)?;
-        probe.head(&mut found)?;
-        probe.embedding(&mut found)?;
-        Ok(found)
+        // Again, now that the kernels have what they keep.
+        let (first, second) = (probe.block(&mut found)?, probe.block(&mut found)?);
+        let (head_forward, head) = probe.head(&mut found)?;
+        let pace = Pace {
+            block_forward: first.0.min(second.0),
+            block: first.1.min(second.1),
+            head_forward,
+            head,
+            embedding: probe.embedding(&mut found)?,
+        };
+        Ok((found, pace))
     }
 }
 
@@ -191,16 +242,19 @@ impl Probe<'_> {
         Ok((store, views))
     }
 
-    fn block(&self, found: &mut Activations) -> Result<(), Error> {
+    /// Returns how long it takes without a tape, and with one, backward included.
+    fn block(&self, found: &mut Activations) -> Result<(Duration, Duration), Error> {
         let (store, views) = self.load(Group::Block(0))?;
         let input = found.input;
         let (x, dy) = (self.hidden(), self.hidden());
         let mut context = DocumentContext::new(&self.rope, self.documents);
         let dropout = self.config.adapter.as_ref().map(|_| 1);
-        let since = Since::now();
+        let (since, begun) = (Since::now(), Instant::now());
         let mut source = TrainSource::new(&store, &views, false, dropout);
         drop(self.arch.block(0, &mut source)?.forward(x.clone(), &mut context));
+        let alone = begun.elapsed();
         found.block_forward = since.height();
+        let begun = Instant::now();
         let x = x.autodiff().require_grad();
         let (all, taping) = (Since::now(), Since::now());
         let mut source = TrainSource::new(&store, &views, true, dropout);
@@ -211,49 +265,54 @@ impl Probe<'_> {
         let forward = all.height();
         let backward = Since::now();
         let gradients = (y * Tensor::from_inner(dy)).sum().backward();
+        let taped = begun.elapsed();
         found.block_backward = backward.height() + input;
         found.block_again = forward.max(found.tape + backward.height()) + input;
         // The upstream gradient is gone, the input's is there.
         found.block_gradients = (all.rise() + input as i64).max(0) as u64;
         drop((gradients, leaves, x));
-        Ok(())
+        Ok((alone, taped))
     }
 
-    fn head(&self, found: &mut Activations) -> Result<(), Error> {
+    /// Returns how long it takes without a tape, and with one, backward included.
+    fn head(&self, found: &mut Activations) -> Result<(Duration, Duration), Error> {
         let (store, views) = self.load(Group::Head)?;
         let x = self.hidden();
         let (batch, objective) = (self.batch(), self.config.objective.objective());
-        let since = Since::now();
+        let (since, begun) = (Since::now(), Instant::now());
         let mut source = TrainSource::new(&store, &views, false, None);
         drop(objective.loss(&self.arch.head(&mut source)?, x.clone(), &batch, &batch.reference));
+        let alone = begun.elapsed();
         found.head_forward = since.height() + found.input;
         let x = x.autodiff().require_grad();
-        let since = Since::now();
+        let (since, begun) = (Since::now(), Instant::now());
         let mut source = TrainSource::new(&store, &views, true, None);
         let head = self.arch.head(&mut source)?;
         let (loss, _) = objective.loss(&head, x.clone(), &batch, &batch.reference);
         drop(head);
         let gradients = loss.backward();
+        let taped = begun.elapsed();
         found.head = since.height() + found.input;
         found.head_gradients = since.rise().max(0) as u64 + found.input;
         drop((gradients, source.into_leaves(), x));
-        Ok(())
+        Ok((alone, taped))
     }
 
-    fn embedding(&self, found: &mut Activations) -> Result<(), Error> {
+    fn embedding(&self, found: &mut Activations) -> Result<Duration, Error> {
         if self.config.adapter.is_some() {
-            return Ok(());
+            return Ok(Duration::ZERO);
         }
         let (store, views) = self.load(Group::Embedding)?;
         let (ids, dy) = (vec![0; self.rows()], self.hidden());
-        let since = Since::now();
+        let (since, begun) = (Since::now(), Instant::now());
         let mut source = TrainSource::new(&store, &views, true, None);
         let y = self.arch.embedding(&mut source)?.forward(&ids);
         let gradients = (y * Tensor::from_inner(dy)).sum().backward();
+        let taken = begun.elapsed();
         found.embedding = since.height() + found.input;
         found.embedding_gradients = (since.rise() + found.input as i64).max(0) as u64;
         drop((gradients, source.into_leaves()));
-        Ok(())
+        Ok(taken)
     }
 }
 

@@ -127,6 +127,17 @@ pub enum Place {
     Nvme,
 }
 
+impl Place {
+    /// As users write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Place::Device => "device",
+            Place::Cpu => "cpu",
+            Place::Nvme => "nvme",
+        }
+    }
+}
+
 /// Where the training state lies. Changes no bit of any result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

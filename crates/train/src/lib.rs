@@ -53,7 +53,7 @@ mod state;
 mod trainer;
 mod update;
 
-pub use activations::Activations;
+pub use activations::{Activations, Pace};
 pub use checkpoint::{Companion, Disk, Files, Progress};
 pub use config::{
     CheckpointConfig, Compute, LogConfig, LoraConfig, LossScale, Offload, Place, Recompute, TrainConfig,

@@ -10,6 +10,7 @@ pub mod fetch_data;
 pub mod generate;
 pub mod inspect;
 pub mod logits;
+pub mod plan;
 pub mod quickstart;
 pub mod serve;
 pub mod train;

@@ -7,11 +7,12 @@ use crate::open::Model;
 use crate::probe;
 use crate::ranks::Start;
 use crate::recipe::Recipe;
+use crate::tiers::Tiers;
 use crate::training::{self, Job};
 use crate::ui::{Progress, Report, Ui, bytes, table};
 use hearth_collective::Ordered;
 use hearth_data::Sequence;
-use hearth_memory::{Budget, Tier};
+use hearth_memory::{Budget, Ledger, Tier};
 use hearth_train::{Observer, StepReport, TrainConfig, Trainer};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,11 @@ pub struct Trained {
     pub tok_s: f64,
     /// Largest resident memory of rank 0's process.
     pub peak_rss_bytes: u64,
+    /// Most that lay in each tier, as `hearth plan` has it: rank 0's ledger, host and disk for the ranks of this machine.
+    /// Activations count where the device has a budget.
+    pub tiers: Tiers,
+    /// What was planned before the first step.
+    pub planned_tiers: Tiers,
     /// The newest checkpoint.
     pub checkpoint: Option<PathBuf>,
     /// Whether a signal ended it early.
@@ -94,7 +100,8 @@ pub struct Planned {
 /// a checkpoint that cannot be written (earlier ones stay), ranks that differ or are lost.
 pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Option<TrainReport>> {
     let mut start = Start::join(ui)?;
-    let (recipe, job) = job(&mut start, || recipe(args), ui)?;
+    let load = || recipe(&args.recipe, &args.set, args.memory.as_deref());
+    let (recipe, job) = job(&mut start, load, Job::new, ui)?;
     if args.dry_run {
         let report = start.speaks().then(|| planned(&recipe, &job));
         return Ok(report.transpose()?.map(TrainReport::Planned));
@@ -108,10 +115,13 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Option<TrainReport>> {
     Ok(done.map(TrainReport::Done))
 }
 
-/// The recipe with what the command line puts over it.
-fn recipe(args: &TrainArgs) -> anyhow::Result<Recipe> {
-    let mut recipe = Recipe::load(&args.recipe, &args.set)?;
-    if let Some(text) = &args.memory {
+/// A recipe with what the command line puts over it: keys, and byte limits.
+///
+/// # Errors
+/// A wrong recipe, limits that are no sizes.
+pub fn recipe(path: &Path, set: &[String], memory: Option<&str>) -> anyhow::Result<Recipe> {
+    let mut recipe = Recipe::load(path, set)?;
+    if let Some(text) = memory {
         let over: Budget = text.parse().map_err(|e: hearth_memory::Error| usage(format!("--memory: {e}")))?;
         let m = &mut recipe.memory;
         for (tier, limit) in
@@ -123,6 +133,9 @@ fn recipe(args: &TrainArgs) -> anyhow::Result<Recipe> {
     Ok(recipe)
 }
 
+/// How a job comes of a recipe: [`Job::new`] or [`Job::open`].
+pub type MakeJob = fn(&Recipe, Model, usize, usize, &Ui) -> anyhow::Result<Job>;
+
 /// What all ranks are to do, if they agree on it.
 ///
 /// # Errors
@@ -130,13 +143,14 @@ fn recipe(args: &TrainArgs) -> anyhow::Result<Recipe> {
 pub fn job(
     start: &mut Start,
     recipe: impl FnOnce() -> anyhow::Result<Recipe>,
+    make: MakeJob,
     ui: &Ui,
 ) -> anyhow::Result<(Recipe, Job)> {
     let recipe = start.agree(recipe())?;
     start.set_timeout(timeout(&recipe));
     let world_size = start.world_size(recipe.parallel.data)?;
     let here = start.spread(world_size)?.here;
-    let open = || Job::new(&recipe, Model::open(Path::new(&recipe.model.path), ui)?, world_size, here, ui);
+    let open = || make(&recipe, Model::open(Path::new(&recipe.model.path), ui)?, world_size, here, ui);
     let job = start.agree(open())?;
     start.same("recipe", &job.config_sha256())?;
     let model = start.agree(job.model_sha256())?;
@@ -182,6 +196,7 @@ pub struct Prepared {
     pub validation: Arc<[Sequence]>,
     config: TrainConfig,
     here: usize,
+    planned_tiers: Tiers,
 }
 
 impl Prepared {
@@ -198,9 +213,12 @@ impl Prepared {
 
     fn of(job: Job, comm: Ordered, resume: bool, ui: &Ui) -> anyhow::Result<Self> {
         let (validation, config, here) = (job.validation.clone(), job.config.clone(), job.here());
+        let planned = Ledger::new(job.budget);
+        job.plan(comm.world_size(), &job.largest_micro_batch(), &planned)?;
+        let planned_tiers = Tiers::of(&planned, here);
         let mut notices = Notices(ui);
         let resume = resume.then_some(&mut notices as &mut dyn Observer);
-        Ok(Self { trainer: job.trainer(comm, resume)?, validation, config, here })
+        Ok(Self { trainer: job.trainer(comm, resume)?, validation, config, here, planned_tiers })
     }
 
     /// Trains to the end, or until `stop` is raised.
@@ -218,6 +236,8 @@ impl Prepared {
             eval_loss: summary.eval_loss,
             tok_s: summary.tok_s,
             peak_rss_bytes: machine::peak_rss_bytes(),
+            tiers: Tiers::of(self.trainer.ledger(), self.here),
+            planned_tiers: self.planned_tiers.clone(),
             checkpoint: summary.checkpoint,
             stopped: summary.stopped,
         })

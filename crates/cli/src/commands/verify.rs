@@ -85,7 +85,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Option<VerifyReport>> {
     }
     let mut start = Start::join(ui)?;
     let load = || Ok(Recipe::load(&args.recipe, &args.set)?);
-    let (recipe, mut job) = train::job(&mut start, load, ui)?;
+    let (recipe, mut job) = train::job(&mut start, load, Job::new, ui)?;
     job.config.checkpoint = None;
     job.config.steps = job.config.steps.max(args.steps);
     let layout = Layout {
