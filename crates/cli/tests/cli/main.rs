@@ -5,6 +5,7 @@ mod bad_input;
 mod ckpt;
 mod end_to_end;
 mod launched;
+mod plan;
 mod ranks;
 mod real_weights;
 mod support;
