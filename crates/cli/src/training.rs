@@ -7,7 +7,6 @@ use crate::ui::{Ui, bytes};
 use burn::tensor::Device;
 use hearth_collective::Ordered;
 use hearth_data::dataset::Stats;
-use hearth_data::loader::sequences_per_unit;
 use hearth_data::{Loader, Sequence};
 use hearth_memory::{Budget, Ledger, Size, Tier};
 use hearth_train::plan::{Subject, Traffic, plan};

@@ -128,10 +128,7 @@ impl Trainer {
             Place::Nvme => Some(Spill::new(&sizes, assignment, &ledger)?),
             _ => None,
         };
-        let tile = sizes.tile_bytes(sizes.largest_tile()) as usize;
-        let slots = if state.on_disk().is_some() { RING } else { 0 };
-        let buffer = |_| AlignedBuffer::charged(&ledger, Tier::Host, Kind::Staging, tile);
-        let ring = (0..slots).map(buffer).collect::<Result<_, _>>()?;
+        let ring = ring(&sizes, &state, &ledger)?;
         let _scratch = ledger.charge(Tier::Device, Kind::Staging, activations.scratch)?;
         // With an adapter the first weights are always there to ask.
         let remember = objective.objective().compares() && config.adapter.is_none();
@@ -511,4 +508,12 @@ impl Trainer {
             frozen_sample_sha256: self.store.frozen_sample_sha256(),
         }
     }
+}
+
+/// What the optimizer's state on a disk passes through, if any is there.
+fn ring(sizes: &Sizes<'_>, state: &OptimizerState, ledger: &Ledger) -> Result<Vec<AlignedBuffer>, Error> {
+    let tile = sizes.tile_bytes(sizes.largest_tile()) as usize;
+    let slots = if state.on_disk().is_some() { RING } else { 0 };
+    let buffer = |_| AlignedBuffer::charged(ledger, Tier::Host, Kind::Staging, tile);
+    Ok((0..slots).map(buffer).collect::<Result<_, _>>()?)
 }

@@ -44,7 +44,7 @@ pub struct TrainArgs {
 #[serde(untagged)]
 pub enum TrainReport {
     /// It ran.
-    Done(Trained),
+    Done(Box<Trained>),
     /// It was only looked at.
     Planned(Planned),
 }
@@ -304,7 +304,7 @@ impl Observer for Watcher {
 impl Report for TrainReport {
     fn text(&self) -> String {
         match self {
-            TrainReport::Done(done) => done.text(),
+            TrainReport::Done(Box::new(done)) => done.text(),
             TrainReport::Planned(planned) => planned.text(),
         }
     }
