@@ -167,7 +167,7 @@ mod tests {
                 for rank in 0..world {
                     let range = layout(world, rank).partition(unit);
                     assert_eq!(range.start, end.min(whole.units()[unit].len));
-                    assert!(range.is_empty() || range.start % NORM_CHUNK == 0);
+                    assert!(range.is_empty() || range.start.is_multiple_of(NORM_CHUNK));
                     assert!(range.len() <= whole.partition_len(unit));
                     end = range.end;
                 }

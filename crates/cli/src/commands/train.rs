@@ -112,7 +112,7 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Option<TrainReport>> {
     if let Some(done) = done.as_ref().filter(|done| done.stopped) {
         ui.note(format!("stopped after step {} of {steps}; go on with --resume", done.steps));
     }
-    Ok(done.map(TrainReport::Done))
+    Ok(done.map(|done| TrainReport::Done(Box::new(done))))
 }
 
 /// A recipe with what the command line puts over it: keys, and byte limits.
@@ -304,7 +304,7 @@ impl Observer for Watcher {
 impl Report for TrainReport {
     fn text(&self) -> String {
         match self {
-            TrainReport::Done(Box::new(done)) => done.text(),
+            TrainReport::Done(done) => done.text(),
             TrainReport::Planned(planned) => planned.text(),
         }
     }
