@@ -4,10 +4,14 @@ use crate::tools;
 use anyhow::{Context, bail};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// A step's name and how long it took.
 type Timed = (&'static str, Duration);
+
+/// Whether tests under an MPI launcher must run.
+static REQUIRE_MPI: AtomicBool = AtomicBool::new(false);
 
 /// Everything is built with one profile in one target directory, so that Burn is compiled once.
 pub fn run(real: bool) -> anyhow::Result<()> {
@@ -26,11 +30,19 @@ fn root() -> &'static Path {
 fn steps(real: bool, done: &mut Vec<Timed>) -> anyhow::Result<()> {
     step(done, "format", &["fmt", "--all", "--check"])?;
     step(done, "lints", &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    let mpi = tools::mpi();
+    if mpi {
+        // From here on a test that finds no launcher fails instead of being skipped.
+        REQUIRE_MPI.store(true, Ordering::Relaxed);
+    }
     if tools::nextest() {
         step(done, "tests", &["nextest", "run", "--release", "--workspace", "--no-fail-fast"])?;
         step(done, "doc tests", &["test", "--release", "--workspace", "--doc"])?;
     } else {
         step(done, "tests", &["test", "--release", "--workspace", "--no-fail-fast"])?;
+    }
+    if mpi {
+        run_step(done, "two hosts", Command::new(".ci/two-hosts"))?;
     }
     examples(done)?;
     step(done, "cuda check", &["check", "--release", "--package", "hearth", "--features", "cuda"])?;
@@ -73,11 +85,20 @@ fn real_weights(done: &mut Vec<Timed>) -> anyhow::Result<()> {
 }
 
 fn step(done: &mut Vec<Timed>, name: &'static str, arguments: &[&str]) -> anyhow::Result<()> {
-    println!("── {name}: cargo {}", arguments.join(" "));
+    let mut cargo = Command::new("cargo");
+    cargo.args(arguments);
+    run_step(done, name, cargo)
+}
+
+fn run_step(done: &mut Vec<Timed>, name: &'static str, mut command: Command) -> anyhow::Result<()> {
+    println!("── {name}: {command:?}");
+    if REQUIRE_MPI.load(Ordering::Relaxed) {
+        command.env("HEARTH_REQUIRE_MPI", "1");
+    }
     let start = Instant::now();
-    let status = Command::new("cargo").args(arguments).status().context("cargo cannot be started")?;
+    let status = command.status().with_context(|| format!("{command:?} cannot be started"))?;
     done.push((name, start.elapsed()));
-    if status.success() { Ok(()) } else { bail!("{name} failed: cargo {}", arguments.join(" ")) }
+    if status.success() { Ok(()) } else { bail!("{name} failed: {command:?}") }
 }
 
 fn print_times(done: &[Timed]) {

@@ -39,3 +39,24 @@ pub fn nextest() -> bool {
     }
     installed
 }
+
+/// Makes sure that Open MPI is there, and the tools that make two hosts of one machine; `false` when they are not and
+/// cannot be had, so that the tests which need them are skipped, loudly.
+pub fn mpi() -> bool {
+    let there = || works("mpirun", &["--version"]) && works("ip", &["-V"]);
+    if there() {
+        return true;
+    }
+    println!("installing Open MPI …");
+    let packages = ["openmpi-bin", "libopenmpi-dev", "iproute2"];
+    let install = [&["install", "-y", "--no-install-recommends"], packages.as_slice()].concat();
+    let apt = |arguments: &[&str]| {
+        let status = Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments).status();
+        status.is_ok_and(|s| s.success())
+    };
+    let installed = (apt(&install) || apt(&["update"]) && apt(&install)) && there();
+    if !installed {
+        println!("SKIPPED tests under MPI: there is no mpirun; on Debian: apt install {}", packages.join(" "));
+    }
+    installed
+}
