@@ -194,8 +194,8 @@ impl Panel {
             text(svg, right - 4.0, at - 4.0, &format!("{end} fill=\"#cc0000\""), &words);
         }
         let beyond = budget.filter(|_| visible.is_none());
-        let budget = beyond.map(|budget| format!(", of a budget of {}", bytes(budget))).unwrap_or_default();
-        let whose = if self.ranks > 1 { format!(" of {} ranks", self.ranks) } else { String::new() };
+        let budget = beyond.map(|budget| format!(", budget {}", bytes(budget))).unwrap_or_default();
+        let whose = if self.ranks > 1 { format!(" for {} ranks", self.ranks) } else { String::new() };
         let words = format!("peak {}{whose}{budget}", bytes(peak));
         text(svg, LEFT, self.top + PANEL + 16.0, "font-size=\"11\"", &words);
     }
@@ -206,8 +206,8 @@ impl Panel {
         let step = round_step(peak);
         for bytes_at in (0..).map(|i| i * step).take_while(|at| *at <= peak) {
             let at = y(bytes_at);
-            // The tier's name stands there.
-            if at > self.top + 26.0 {
+            // Above that the tier's name stands.
+            if at > self.top + 22.0 {
                 let style = "text-anchor=\"end\" font-size=\"10\" fill=\"#555555\"";
                 text(svg, LEFT - 8.0, at + 3.5, style, &short(bytes_at));
             }
@@ -237,7 +237,11 @@ impl Panel {
                     let up = points.iter().zip(&above).map(|((x, _), bytes)| (*x, y(*bytes)));
                     let back = points.iter().zip(&below).rev().map(|((x, _), bytes)| (*x, y(*bytes)));
                     let path: Vec<String> = up.chain(back).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-                    let _ = writeln!(svg, "<polygon points=\"{}\" fill=\"{colour}\"/>", path.join(" "));
+                    let _ = writeln!(
+                        svg,
+                        "<polygon points=\"{}\" fill=\"{colour}\" shape-rendering=\"crispEdges\"/>",
+                        path.join(" ")
+                    );
                 }
                 below = above;
             }
