@@ -67,7 +67,7 @@ fn a_budget_too_small_fails_with_the_smallest_that_works() {
 fn the_search_prints_what_fits_ready_to_paste_and_counts_what_does_not() {
     let folder = tempfile::tempdir().expect("folder");
     let recipe = tiny_recipe(folder.path(), RUN);
-    let limits = ["--memory", "device=2MiB"];
+    let limits = ["--memory", "device=768KiB"];
     let found = report(&plan(folder.path(), &recipe, &[&limits[..], &["--search"]].concat()));
     let search = &found["search"];
     let rejected: u64 =
