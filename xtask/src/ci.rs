@@ -23,6 +23,33 @@ pub fn run(real: bool) -> anyhow::Result<()> {
     result
 }
 
+/// What the tests of layouts and crashes do for seconds, for as long as the project promises.
+pub fn matrix() -> anyhow::Result<()> {
+    std::env::set_current_dir(root()).context("cannot enter the repository")?;
+    let mut done: Vec<Timed> = Vec::new();
+    let result = proofs(&mut done);
+    print_times(&done);
+    result
+}
+
+fn proofs(done: &mut Vec<Timed>) -> anyhow::Result<()> {
+    let train = ["test", "--release", "--package", "hearth-train", "--test"];
+    let cli = ["test", "--release", "--package", "hearth", "--test", "cli"];
+    let layouts = [&train[..], &["train", "every_layout", "--", "--nocapture"]].concat();
+    let launched = [&train[..], &["mpi"]].concat();
+    let kills = [&cli[..], &["a_run_killed", "--", "--nocapture"]].concat();
+    for (name, arguments) in [("layouts", layouts), ("layouts, Open MPI", launched), ("kills", kills)] {
+        let start = Instant::now();
+        let status = Command::new("cargo").args(&arguments).env("HEARTH_LONG_MATRIX", "1").status();
+        let status = status.context("cargo cannot be started")?;
+        done.push((name, start.elapsed()));
+        if !status.success() {
+            bail!("{name} failed: HEARTH_LONG_MATRIX=1 cargo {}", arguments.join(" "));
+        }
+    }
+    Ok(())
+}
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository")
 }

@@ -1,4 +1,4 @@
-//! Chores of the project: `cargo xtask ci` runs every check and test.
+//! Chores of the project: `cargo xtask ci` runs every check and test, `cargo xtask matrix` the long proofs.
 #![forbid(unsafe_code)]
 
 mod ci;
@@ -7,10 +7,11 @@ mod tools;
 use std::io::Write;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask ci [--real]
+const USAGE: &str = "usage: cargo xtask ci [--real] | cargo xtask matrix
 
   ci          format, lints, tests, documentation, examples, CUDA check
-  ci --real   the same, and the tests on real weights (downloads SmolLM2, 93 MB)";
+  ci --real   the same, and the tests on real weights (downloads SmolLM2, 93 MB)
+  matrix      every layout for 50 steps, on threads and Open MPI, and 200 kills";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     let result = match arguments[..] {
         ["ci"] => ci::run(false),
         ["ci", "--real"] => ci::run(true),
+        ["matrix"] => ci::matrix(),
         ["help" | "--help" | "-h"] => {
             let _ = writeln!(std::io::stdout(), "{USAGE}");
             return ExitCode::SUCCESS;

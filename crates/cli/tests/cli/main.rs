@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod ckpt;
+mod crash;
 mod end_to_end;
 mod launched;
 mod plan;

@@ -1,46 +1,17 @@
 //! A run's results are the same bits whatever the number of ranks, the ZeRO stage and the tiers.
 
 use crate::support::{config, lora, model, setup};
-use hearth_collective::{Ordered, Watchdog, threads};
+pub use crate::tiny::{Outcome, TIERS, offload};
+use crate::tiny::{cut, matrix, outcome};
+use hearth_collective::{Ordered, ProcessGroup, Watchdog, threads};
 use hearth_memory::{Budget, Ledger, Tier};
-use hearth_train::{Compute, Offload, Place, Recompute, TrainConfig, Trainer};
+use hearth_train::{Compute, Recompute, TrainConfig, Trainer};
 use hearth_weights::ModelFiles;
-use std::path::Path;
-
-/// Everything that must not differ: loss and gradient norm of every step, and every state by hash.
-#[derive(Debug, PartialEq)]
-pub struct Outcome {
-    steps: Vec<[u64; 2]>,
-    state: Vec<(String, String)>,
-}
-
-/// Where the tiers of a case are, by name.
-pub const TIERS: [&str; 5] = ["device", "cpu", "nvme", "split", "all-nvme"];
-
-pub fn offload(tier: &str, dir: &Path) -> Offload {
-    let nvme_dir = Some(dir.to_owned());
-    let all =
-        |place| Offload { params: place, grads: place, optim: place, ratio: 1.0, nvme_dir: nvme_dir.clone() };
-    match tier {
-        "device" => Offload::default(),
-        "cpu" => Offload { params: Place::Device, ..all(Place::Cpu) },
-        "nvme" => Offload { params: Place::Cpu, grads: Place::Cpu, ..all(Place::Nvme) },
-        "split" => Offload { optim: Place::Cpu, ratio: 0.4, nvme_dir, ..Offload::default() },
-        "all-nvme" => all(Place::Nvme),
-        other => panic!("no tier {other}"),
-    }
-}
+use std::collections::HashMap;
 
 /// Runs `config` on `world` ranks that are threads.
 pub fn run(files: &ModelFiles, config: &TrainConfig, world: usize, steps: usize) -> Outcome {
-    let mut outcomes = ranks(files, config, world, &|trainer| {
-        let one = |_| {
-            let report = trainer.step().expect("a step");
-            [report.loss.to_bits(), report.grad_norm.to_bits()]
-        };
-        let steps = (0..steps).map(one).collect();
-        Outcome { steps, state: trainer.fingerprint().expect("readable state") }
-    });
+    let mut outcomes = ranks(files, config, world, &|trainer| outcome(trainer, steps));
     let first = outcomes.remove(0);
     outcomes.iter().for_each(|other| assert_eq!(*other, first, "every rank knows the same"));
     first
@@ -53,12 +24,23 @@ pub fn ranks<T: Send>(
     world: usize,
     work: &(dyn Fn(&mut Trainer) -> T + Sync),
 ) -> Vec<T> {
+    let groups = threads::group(world).into_iter().map(|group| Box::new(group) as Box<dyn ProcessGroup>);
+    ranks_of(groups.collect(), files, config, work)
+}
+
+/// What each rank of a group makes of its trainer.
+pub fn ranks_of<T: Send>(
+    groups: Vec<Box<dyn ProcessGroup>>,
+    files: &ModelFiles,
+    config: &TrainConfig,
+    work: &(dyn Fn(&mut Trainer) -> T + Sync),
+) -> Vec<T> {
     std::thread::scope(|scope| {
-        let groups = threads::group(world).into_iter();
         let ranks: Vec<_> = groups
+            .into_iter()
             .map(|group| {
                 scope.spawn(move || {
-                    let comm = Ordered::start(Box::new(group), Watchdog::default());
+                    let comm = Ordered::start(group, Watchdog::default());
                     let ledger = Ledger::new(Budget::UNLIMITED);
                     let activations = crate::plans::activations();
                     let setup = hearth_train::Setup { comm, ledger, activations, ..setup(files, config) };
@@ -77,27 +59,16 @@ fn cases(global_batch: usize, compute: Compute) -> TrainConfig {
 
 #[test]
 fn every_layout_gives_the_same_bits() {
-    let files = model("llama-gqa-tied");
     let dir = tempfile::tempdir().unwrap();
-    for compute in [Compute::F32, Compute::Bf16] {
-        for accumulation in [1, 4] {
-            for world in [1, 2, 4] {
-                let config = cases(world * accumulation, compute);
-                let plain = run(&files, &config, 1, 4);
-                for zero in 0..4 {
-                    for tier in TIERS {
-                        let offload = offload(tier, dir.path());
-                        let config = TrainConfig { zero, offload, ..config.clone() };
-                        let got = run(&files, &config, world, 4);
-                        assert_eq!(
-                            got, plain,
-                            "{compute:?} world {world} stage {zero} {tier} x{accumulation}"
-                        );
-                    }
-                }
-            }
-        }
+    let files = cut(dir.path());
+    let (cases, steps) = matrix(dir.path());
+    let mut plain = HashMap::new();
+    for case in &cases {
+        let key = (case.config.compute.name(), case.config.global_batch);
+        let plain = plain.entry(key).or_insert_with(|| run(&files, &case.plain(), 1, steps));
+        assert_eq!(run(&files, &case.config, case.world, steps), *plain, "{}", case.name);
     }
+    println!("{} layouts, {steps} steps of each", cases.len());
 }
 
 #[test]

@@ -1,10 +1,9 @@
 //! Tiny models and data for the tests of this crate.
 
-use hearth_data::{Half, Loader, Sequence};
-use hearth_memory::Ledger;
-use hearth_train::{
-    AdamW, LoraConfig, ObjectiveConfig, OptimConfig, Schedule, ScheduleKind, Setup, TrainConfig, Trainer,
-};
+use crate::tiny;
+pub use crate::tiny::{config, sequences};
+use hearth_data::{Half, Sequence};
+use hearth_train::{LoraConfig, ObjectiveConfig, Setup, TrainConfig, Trainer};
 use hearth_weights::ModelFiles;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -16,22 +15,6 @@ pub fn fixtures() -> PathBuf {
 
 pub fn model(case: &str) -> ModelFiles {
     hearth_weights::open(&fixtures().join("parity").join(case).join("model")).expect("the fixture opens")
-}
-
-/// Sequences with lengths of their own, some packed from two documents, some tokens untrained.
-pub fn sequences(count: usize, vocab: usize) -> Vec<Sequence> {
-    (0..count).map(|i| sequence(i, vocab)).collect()
-}
-
-fn sequence(i: usize, vocab: usize) -> Sequence {
-    let len = 8 + i % 5;
-    let ids: Vec<u32> = (0..len).map(|j| ((i * 31 + j * (7 + i % 3)) % vocab) as u32).collect();
-    let documents = if i % 3 == 2 { vec![3, len - 3] } else { vec![len] };
-    let mut labels: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
-    labels[0] = -100;
-    labels[1 + i % 4] = -100;
-    labels[if i % 3 == 2 { 3 } else { 0 }] = -100;
-    Sequence { ids, labels, documents, example: i as u64, half: None }
 }
 
 /// Preference pairs: a prompt with two replies of their own lengths.
@@ -54,18 +37,6 @@ fn half(pair: usize, which: usize, vocab: usize) -> Sequence {
     }
 }
 
-pub fn config(steps: usize) -> TrainConfig {
-    TrainConfig {
-        steps,
-        global_batch: 4,
-        micro_batch: 1,
-        seed: 7,
-        sched: Schedule { kind: ScheduleKind::Cosine, warmup: 1, ..Schedule::default() },
-        optim: OptimConfig::AdamW(AdamW { lr: 5e-3, weight_decay: 0.05, ..Default::default() }),
-        ..TrainConfig::default()
-    }
-}
-
 pub fn lora() -> LoraConfig {
     LoraConfig {
         rank: 4,
@@ -81,17 +52,7 @@ pub fn setup<'a>(model: &'a ModelFiles, config: &TrainConfig) -> Setup<'a> {
         ObjectiveConfig::Sft => sequences(10, model.config.vocab_size),
         ObjectiveConfig::Dpo(_) => pairs(10, model.config.vocab_size),
     };
-    Setup {
-        arch: hearth_model::architecture(&model.config).expect("a known architecture"),
-        weights: &*model.tensors,
-        validation: &[],
-        loader: Loader::new(data, config.seed, config.global_batch).expect("a loader"),
-        device: hearth_model::device::open("cpu").expect("the CPU"),
-        comm: hearth_collective::single(),
-        ledger: Ledger::default(),
-        activations: Default::default(),
-        companions: hearth_train::companions(model).expect("companions"),
-    }
+    tiny::setup(model, config, data)
 }
 
 pub fn trainer(model: &ModelFiles, config: &TrainConfig) -> Trainer {
