@@ -283,7 +283,8 @@ fn a_norm_a_gather_or_an_order_of_sums_that_is_wrong_is_noticed() {
             faults.push(Fault::OtherOrder);
         }
         match config.zero {
-            0 => faults.extend((0..STEPS * UNITS).map(Fault::Ungathered)),
+            // What the last step leaves wrong in a replica would show only in a step after it.
+            0 => faults.extend((0..(STEPS - 1) * UNITS).map(Fault::Ungathered)),
             1 | 2 => faults.extend((0..UNITS - 1).map(Fault::Stale)),
             _ => {}
         }
