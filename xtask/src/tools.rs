@@ -51,12 +51,16 @@ pub fn mpi() -> bool {
     let packages = ["openmpi-bin", "libopenmpi-dev", "iproute2"];
     let install = [&["install", "-y", "--no-install-recommends"], packages.as_slice()].concat();
     let apt = |arguments: &[&str]| {
-        let status = Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments).status();
+        let status =
+            Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments).status();
         status.is_ok_and(|s| s.success())
     };
     let installed = (apt(&install) || apt(&["update"]) && apt(&install)) && there();
     if !installed {
-        println!("SKIPPED tests under MPI: there is no mpirun; on Debian: apt install {}", packages.join(" "));
+        println!(
+            "SKIPPED tests under MPI: there is no mpirun; on Debian: apt install {}",
+            packages.join(" ")
+        );
     }
     installed
 }

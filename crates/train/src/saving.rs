@@ -295,6 +295,12 @@ impl Trainer {
         self.each_tensor(&mut |name, bytes| {
             found.push((name, crate::config::hex(&Sha256::digest(bytes))));
         })?;
+        // Replicas are compared with each other: what differs on any rank differs for all.
+        let digest = Sha256::digest(format!("{found:?}")).to_vec();
+        let all = self.comm.all_gather_varied(digest).wait()?;
+        for (rank, other) in all.iter().enumerate().filter(|(_, other)| **other != all[0]) {
+            found.push((format!("the state of rank {rank}"), crate::config::hex(other)));
+        }
         Ok(found)
     }
 
@@ -313,6 +319,12 @@ impl Trainer {
 
     /// A unit's numbers from all ranks.
     fn whole(&self, reader: &StateReader, which: Which, unit: usize) -> Result<Vec<u8>, Error> {
+        if self.config.zero == 0 && self.config.optim.elementwise() {
+            // Every rank has all of it: its own, as it is.
+            let mut bytes = vec![0; reader.width(which) * self.store.layout().units()[unit].len];
+            reader.read(which, unit, 0, &mut bytes)?;
+            return Ok(bytes);
+        }
         let range = self.written(which, unit);
         let mut own = vec![0; reader.width(which) * range.len()];
         reader.read(which, unit, range.start, &mut own)?;
