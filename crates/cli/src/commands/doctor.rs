@@ -177,11 +177,7 @@ impl Report for DoctorReport {
             (cards, _) => cards.join(", "),
         };
         let cuda = if self.gpus.built_with_cuda { "yes" } else { "no (build with --features cuda)" };
-        let reached = match (self.disk.backend, self.disk.direct) {
-            (Some(backend), Some(true)) => format!(" ({backend}, past the page cache)"),
-            (Some(backend), _) => format!(" ({backend}, through the page cache)"),
-            _ => String::new(),
-        };
+        let reached = self.disk.backend.map(|backend| format!(" ({backend})")).unwrap_or_default();
         let launchers: Vec<String> = self.mpi.launchers.iter().map(|p| p.display().to_string()).collect();
         table([
             ("cpu", format!("{}, {} threads", self.cpu.name, self.cpu.threads)),

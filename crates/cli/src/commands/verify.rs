@@ -93,9 +93,9 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Option<VerifyReport>> {
         zero: job.config.zero,
         offload: job.config.offload.clone(),
     };
-    ui.note(format!("{} steps as the recipe says …", args.steps));
+    ui.note(format!("{} as the recipe says …", number_of(args.steps)));
     let Some(own) = trace(start, &recipe, job.clone(), args.steps)? else { return Ok(None) };
-    ui.note(format!("{} steps on one plain rank …", args.steps));
+    ui.note(format!("{} on one plain rank …", number_of(args.steps)));
     let plain = plain_trace(job, args.steps)?;
     let first_difference = compare(&own, &plain);
     Ok(Some(VerifyReport {
@@ -166,10 +166,16 @@ pub fn compare(recipe: &Trace, plain: &Trace) -> Option<Difference> {
     })
 }
 
+fn number_of(steps: usize) -> String {
+    if steps == 1 { "1 step".into() } else { format!("{steps} steps") }
+}
+
 impl Report for VerifyReport {
     fn text(&self) -> String {
         let o = &self.layout.offload;
         let tiers = format!("params {:?}, grads {:?}, optim {:?}", o.params, o.grads, o.optim).to_lowercase();
+        let ranks =
+            if self.layout.data == 1 { "1 rank".into() } else { format!("{} ranks", self.layout.data) };
         let result = match &self.first_difference {
             None => "the same bits as one plain rank".to_owned(),
             Some(d) => {
@@ -178,8 +184,11 @@ impl Report for VerifyReport {
             }
         };
         table([
-            ("layout", format!("{} ranks, stage {}, {tiers}", self.layout.data, self.layout.zero)),
-            ("compared", format!("loss and gradient norm of {} steps, {} states", self.steps, self.states)),
+            ("layout", format!("{ranks}, stage {}, {tiers}", self.layout.zero)),
+            (
+                "compared",
+                format!("loss and gradient norm of {}, {} states", number_of(self.steps), self.states),
+            ),
             ("result", result),
         ])
     }

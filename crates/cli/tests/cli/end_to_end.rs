@@ -96,13 +96,14 @@ fn merged_weights_give_the_adapters_logits() {
 }
 
 #[test]
-fn a_stopped_run_goes_on_to_the_same_numbers() {
+fn ranks_that_are_stopped_save_and_one_rank_goes_on_to_the_same_numbers() {
     let folder = tempfile::tempdir().expect("folder");
     let recipe = tiny_recipe(folder.path(), "[train]\nsteps = 6\nglobal_batch = 2\n[optim]\nlr = 1e-3\n");
     let whole = folder.path().join("whole").display().to_string();
     json(&["train", &recipe, "--set", &format!("checkpoint.dir={whole}")]);
 
-    let mut child = hearth(&["train", &recipe]).stderr(Stdio::piped()).spawn().expect("starts");
+    let two = ["train", &recipe, "--set", "parallel.data=2", "--set", "parallel.zero=2"];
+    let mut child = hearth(&two).stderr(Stdio::piped()).spawn().expect("starts");
     let mut said = BufReader::new(child.stderr.take().expect("stderr")).lines().map_while(Result::ok);
     assert!(said.any(|line| line.starts_with("1/6")), "the first step is reported");
     terminate(&child);

@@ -144,12 +144,8 @@ pub fn io(args: &IoBench, ui: &Ui) -> anyhow::Result<RateReport> {
 pub fn comm(args: &CommBench, ui: &Ui) -> anyhow::Result<Option<RateReport>> {
     let mut start = Start::join(ui)?;
     let wanted = args.ranks.or(if start.launched().is_none() { Some(2) } else { None });
-    if wanted.is_some_and(|ranks| ranks < 2) || start.launched() == Some(1) {
-        return Err(usage("one rank has nobody to exchange with; give --ranks 2 or more"));
-    }
-    if args.bytes.bytes() < 1 << 10 {
-        return Err(usage(format!("--bytes is {}, it must be at least 1KiB", args.bytes)));
-    }
+    let alone = wanted.or(start.launched()).is_some_and(|ranks| ranks < 2);
+    start.agree(check(alone, args.bytes))?;
     let ranks = start.world_size(wanted)?;
     let memory = start.speaks().then(probe::memory);
     ui.note(format!("measuring the exchange between {ranks} ranks …"));
@@ -166,6 +162,16 @@ pub fn comm(args: &CommBench, ui: &Ui) -> anyhow::Result<Option<RateReport>> {
     let samples = runs.iter().filter_map(all_reduce).collect();
     let operations = (0..runs[0].len()).map(|i| operation(&runs, i)).collect();
     Ok(Some(report("comm", samples, memory.copy_gb_s, More::Comm { ranks, operations })))
+}
+
+fn check(alone: bool, bytes: Size) -> anyhow::Result<()> {
+    if alone {
+        return Err(usage("one rank has nobody to exchange with; give --ranks 2 or more"));
+    }
+    if bytes.bytes() < 1 << 10 {
+        return Err(usage(format!("--bytes is {bytes}, it must be at least 1KiB")));
+    }
+    Ok(())
 }
 
 /// The median of all runs of operation number `i`.
