@@ -39,8 +39,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// Reads the data and resolves the recipe for `world_size` ranks, `here` of them on this machine. Where the device
-    /// has a budget what activations take is measured on the heap of the whole process: nothing else may run meanwhile.
+    /// Reads the data and resolves the recipe for `world_size` ranks, `here` of them on this machine. What activations take
+    /// is measured on the heap of the whole process: nothing else may run meanwhile.
     ///
     /// # Errors
     /// As [`Job::open`], and budgets that do not hold the run.
@@ -52,9 +52,7 @@ impl Job {
         ui: &Ui,
     ) -> anyhow::Result<Self> {
         let mut job = Self::open(recipe, model, world_size, here, ui)?;
-        if job.budget.device.is_some() {
-            job.activations = job.measure_activations()?.0;
-        }
+        job.activations = job.measure_activations()?.0;
         job.check_budget(world_size)?;
         Ok(job)
     }

@@ -156,7 +156,8 @@ impl Copies {
             panic!("values in memory are changed in place")
         };
         let at = offset + (start * self.compute.bytes()) as u64;
-        Ok(self.file.as_ref().expect("copies on a disk have a file").write_at(at, values.as_bytes())?)
+        let file = self.file.as_ref().expect("copies on a disk have a file");
+        Ok(crate::disk::write(file, at, values.as_bytes())?)
     }
 
     /// The bytes of elements `start..` of what is kept of a unit.

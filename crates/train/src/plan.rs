@@ -447,7 +447,7 @@ impl<'a> Run<'a> {
     }
 
     fn keep(&mut self, unit: usize, node: std::ops::Range<usize>, sum: Charge) -> Result<(), Error> {
-        let (ledger, bytes) = (self.ledger, self.sizes.partition_bytes(unit));
+        let (ledger, sizes, bytes) = (self.ledger, self.sizes, self.sizes.partition_bytes(unit));
         let place = self.subject.config.offload.grads;
         let (mut read, mut written) = (0, 0);
         let writing = &mut self.writing;
@@ -475,7 +475,7 @@ impl<'a> Run<'a> {
                 }
                 Place::Nvme => {
                     drop((charge, writing.take()));
-                    *writing = Some(ledger.charge(Tier::Host, Kind::Staging, bytes)?);
+                    *writing = Some(ledger.charge(Tier::Host, Kind::Staging, sizes.writing_bytes(bytes))?);
                     written += bytes;
                     Ok(Stored::Disk)
                 }
@@ -583,7 +583,7 @@ impl<'a> Run<'a> {
                 self.traffic.received += (bytes * (world - 1)) as u64;
             }
             if config.offload.params == Place::Nvme {
-                drop(self.charge(Tier::Host, Kind::Staging, (len * copy) as u64)?);
+                drop(self.charge(Tier::Host, Kind::Staging, sizes.writing_bytes((len * copy) as u64))?);
                 self.traffic.update_written += (len * copy) as u64;
             }
             if matches!(sums[unit], Stored::Disk) {

@@ -338,12 +338,13 @@ impl<'a> Reducer<'a> {
                 Place::Nvme => {
                     drop(charge);
                     settle(writing)?;
-                    let _charge = ledger.charge(Tier::Host, Kind::Staging, bytes)?;
+                    let _charge = ledger.charge(Tier::Host, Kind::Staging, sizes.writing_bytes(bytes))?;
                     let spill = spill.expect("gradients on nvme have a spill file");
                     let number = free_slots.pop().expect("as many slots as partial sums");
                     let (file, offset) = (spill.file.clone(), spill.offset(unit, number));
-                    let thread =
-                        std::thread::spawn(move || file.write_at(offset, bytemuck::cast_slice(&values)));
+                    let thread = std::thread::spawn(move || {
+                        crate::disk::write(&file, offset, bytemuck::cast_slice(&values))
+                    });
                     *writing = Some(Writing { thread, _charge });
                     Ok(Stored::Disk(Slot { number }))
                 }

@@ -12,6 +12,8 @@ use std::ops::Range;
 pub const TILE: usize = 1 << 19;
 /// Tiles' parts start at multiples of this, as direct I/O wants.
 pub const ALIGN: u64 = 4096;
+/// Most bytes copied to an aligned buffer at a time on their way to the disk.
+pub const BOUNCE: usize = 8 << 20;
 /// Buffers of the optimizer's ring: one read ahead, one computed, one written back, one spare.
 pub const RING: usize = 4;
 
@@ -152,6 +154,11 @@ impl Sizes<'_> {
     /// Bytes an operation holds beside its input of `input` bytes, from its call until its result is taken.
     pub fn exchange_bytes(&self, operation: Operation, input: u64) -> u64 {
         (operation.held_bytes(self.layout.world(), input as usize)) as u64 - input
+    }
+
+    /// Bytes that writing `bytes` to the disk takes, themselves included.
+    pub(crate) fn writing_bytes(&self, bytes: u64) -> u64 {
+        bytes + bytes.min(BOUNCE as u64).next_multiple_of(ALIGN)
     }
 
     /// Elements of the largest tile.

@@ -93,7 +93,7 @@ impl<'a> Updater<'a> {
             return Ok(());
         }
         let bytes = (range.len() * self.config.compute.bytes()) as u64;
-        let _charge = self.ledger.charge(Tier::Host, Kind::Staging, bytes)?;
+        let _charge = self.ledger.charge(Tier::Host, Kind::Staging, self.sizes().writing_bytes(bytes))?;
         let mut fresh = Flat::zeros(self.config.compute, range.len());
         update((&mut fresh, 0..range.len()));
         copies.write(unit, part.start, &fresh)
