@@ -162,7 +162,7 @@ impl ProcessGroup for Faulty {
     ) -> Result<Box<dyn Buffer>, Error> {
         if let Fault::OwnMean(factors) = &self.fault
             && holds::<f64>(&*partition)
-            && self.sums % 2 == 0
+            && self.sums.is_multiple_of(2)
         {
             let mut sums: Vec<f64> = into_vec(partition);
             // The last number says whether to stop.
