@@ -44,10 +44,14 @@ def torch_steps(torch, parameters, steps):
 
 
 def hearth_steps(binary, parameters, threads, extra):
-    command = [binary, "bench", "adam", "--parameters", str(parameters), "--json", *extra]
+    command = [binary, "bench", "adam", "--elements", str(parameters), "--compute", "f32", "--json", *extra]
     environment = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return json.loads(run.stdout)
+    found = json.loads(run.stdout)
+    # Samples are rates; what is compared is the time of a step.
+    moved = found["bytes_per_parameter"] * parameters
+    found["samples"] = [moved / (rate * 1e9) for rate in found["samples"]]
+    return found
 
 
 def spread(values):
