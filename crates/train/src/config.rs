@@ -336,7 +336,12 @@ impl TrainConfig {
 
     /// sha256 of everything that decides what is computed, as hex: paths, logging and the run's end apart.
     pub fn hash(&self) -> String {
-        let computed = TrainConfig {
+        hex(&Sha256::digest(serde_json::to_vec(&self.computed()).expect("a plain struct serialises")))
+    }
+
+    /// The same with everything at its default that changes no result: paths, logging, ranks' stage, tiers.
+    pub(crate) fn computed(&self) -> TrainConfig {
+        TrainConfig {
             checkpoint: None,
             log: LogConfig::default(),
             eval_every: 0,
@@ -345,8 +350,7 @@ impl TrainConfig {
             zero: 0,
             offload: Offload::default(),
             ..self.clone()
-        };
-        hex(&Sha256::digest(serde_json::to_vec(&computed).expect("a plain struct serialises")))
+        }
     }
 }
 

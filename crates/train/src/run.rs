@@ -145,7 +145,7 @@ fn find(dir: &Path, config: &TrainConfig, observer: &mut dyn Observer) -> Result
         return Err(Error::NothingToResume { dir: dir.to_owned(), skipped });
     };
     if newest.manifest.config_sha256 != config.hash() {
-        let changed = changes(&newest.manifest.config, config).join(", ");
+        let changed = changes(&newest.manifest.config.computed(), &config.computed()).join(", ");
         observer.notice(&format!("resuming {} with other settings: {changed}", newest.path.display()));
     }
     Ok(newest.path)
