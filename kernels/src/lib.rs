@@ -28,7 +28,7 @@ mod flex;
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 pub use cpu::attention::AttentionSpec;
-pub use cpu::packed::PackedMatrix;
+pub use cpu::packed::{Activations, PackedMatrix};
 pub use cpu::rope::RotaryTable;
 use ops::FusedOps;
 use std::sync::Arc;

@@ -40,5 +40,6 @@ mod sequence;
 
 pub use engine::{Engine, EngineConfig, EngineHandle};
 pub use error::{Error, Shortfall};
+pub use hearth_kernels::Activations;
 pub use loader::{LoadProgress, LoadedModel, ResidentWeights};
 pub use score::Scorer;

@@ -3,14 +3,14 @@
 use crate::error::Error;
 use crate::footprint;
 use burn::tensor::{Device, Tensor};
-use hearth_kernels::PackedMatrix;
+use hearth_kernels::{Activations, PackedMatrix};
 use hearth_memory::{Charge, Kind, Ledger, Tier};
 use hearth_model::rope::Rope;
 use hearth_model::{
     Architecture, Block, Embedding, Error as ModelError, Head, Linear, Matrix, ParamSpec, WeightSource,
     architecture, params,
 };
-use hearth_weights::{FormatRef, ModelConfig, ModelFiles, quant};
+use hearth_weights::{FormatRef, ModelConfig, ModelFiles};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -42,6 +42,7 @@ impl ResidentWeights {
     pub fn load(
         arch: &dyn Architecture,
         files: &ModelFiles,
+        activations: Activations,
         ledger: &Ledger,
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<Self, Error> {
@@ -62,8 +63,11 @@ impl ResidentWeights {
         progress(LoadProgress { done: 0, total });
         // What is decoded to f32 on the way goes one by one, on all cores: the copies are large.
         let (native, decoded): (Vec<_>, Vec<_>) = parts.into_iter().partition(|p| is_native(p.format));
-        let mut read = native.par_iter().map(|p| p.read(files, &report)).collect::<Result<Vec<_>, _>>()?;
-        read.extend(decoded.iter().map(|p| p.read(files, &report)).collect::<Result<Vec<_>, _>>()?);
+        let mut read =
+            native.par_iter().map(|p| p.read(files, activations, &report)).collect::<Result<Vec<_>, _>>()?;
+        read.extend(
+            decoded.iter().map(|p| p.read(files, activations, &report)).collect::<Result<Vec<_>, _>>()?,
+        );
         for (part, weight) in native.iter().chain(&decoded).zip(read) {
             loaded.keep(part.spec.name.clone(), weight);
         }
@@ -138,7 +142,12 @@ impl Part {
         Ok(Self { spec, format, bytes: bytes as u64 })
     }
 
-    fn read(&self, files: &ModelFiles, report: &dyn Fn(u64)) -> Result<Weight, Error> {
+    fn read(
+        &self,
+        files: &ModelFiles,
+        activations: Activations,
+        report: &dyn Fn(u64),
+    ) -> Result<Weight, Error> {
         let (name, tensors) = (&self.spec.name, &files.tensors);
         let weight = match self.spec.shape[..] {
             [rows, columns] => {
@@ -153,7 +162,7 @@ impl Part {
                     Some(packed) => packed,
                     None => PackedMatrix::from_f32(rows, columns, &tensors.read_f32(name)?),
                 };
-                Weight::Matrix(Arc::new(matrix))
+                Weight::Matrix(Arc::new(matrix.with_activations(activations)))
             }
             _ => Weight::Vector(tensors.read_f32(name)?),
         };
@@ -164,7 +173,7 @@ impl Part {
 
 /// Whether a format keeps its size in panels; the others are held as f32.
 fn is_native(format: FormatRef) -> bool {
-    [quant::F32, quant::F16, quant::BF16, quant::Q8_0, quant::Q4_0, quant::Q4_1].contains(&format)
+    PackedMatrix::has_layout(format.name())
 }
 
 /// A model in memory, ready to run. Clones share the weights.
@@ -183,17 +192,18 @@ pub(crate) struct Parts {
 }
 
 impl LoadedModel {
-    /// Loads a model's weights, charging the ledger. `progress` may be called from several threads.
+    /// Loads a model's weights, charging the ledger; quantized ones will multiply `activations`. `progress` may be called from several threads.
     ///
     /// # Errors
     /// As [`ResidentWeights::load`], and for an unknown architecture.
     pub fn load(
         files: &ModelFiles,
+        activations: Activations,
         ledger: &Ledger,
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<Self, Error> {
         let arch = architecture(&files.config)?;
-        let mut weights = ResidentWeights::load(arch.as_ref(), files, ledger, progress)?;
+        let mut weights = ResidentWeights::load(arch.as_ref(), files, activations, ledger, progress)?;
         let mut parts = Parts::build(arch.as_ref(), &mut weights, ledger)?;
         parts.weights = Some(weights);
         Ok(Self(Arc::new(parts)))

@@ -10,8 +10,8 @@ use crate::probe::{self, Peaks};
 use crate::running::{ModelArgs, Running};
 use crate::ui::{Report, Ui, bytes, table};
 use hearth_data::{Loader, Sequence};
-use hearth_engine::Scorer;
 use hearth_engine::api::Sampling;
+use hearth_engine::{Activations, Scorer};
 use hearth_kernels::PackedMatrix;
 use hearth_model::{Group, ParamSpec};
 use hearth_train::{LoraConfig, Setup, TrainConfig, Trainer};
@@ -139,7 +139,7 @@ pub fn run(command: &BenchCommand, ui: &Ui) -> anyhow::Result<Option<BenchReport
 
 fn prefill(args: &PrefillBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport> {
     at_least_one("--tokens", args.tokens)?;
-    let (model, loaded) = args.model.load(ui)?;
+    let (model, loaded) = args.model.load(Activations::Int8, ui)?;
     let flops = forward_flops(&model.files, args.tokens)?;
     let tokens = random_tokens(args.tokens, model.files.config.vocab_size);
     let mut scorer = Scorer::new(loaded, args.tokens)?;

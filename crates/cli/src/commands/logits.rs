@@ -3,7 +3,7 @@
 use crate::exit::usage;
 use crate::running::{ModelArgs, check_tokens, parse_tokens};
 use crate::ui::{Report, Ui};
-use hearth_engine::Scorer;
+use hearth_engine::{Activations, Scorer};
 use serde::Serialize;
 
 /// Prints the logits after given tokens.
@@ -33,7 +33,7 @@ pub struct LogitsReport {
 /// A model that cannot be loaded, tokens it does not have.
 pub fn run(args: &LogitsArgs, ui: &Ui) -> anyhow::Result<LogitsReport> {
     let tokens = parse_tokens(&args.tokens).map_err(|e| usage(format!("--tokens: {e}")))?;
-    let (model, loaded) = args.model.load(ui)?;
+    let (model, loaded) = args.model.load(Activations::F32, ui)?;
     check_tokens(&tokens, model.files.config.vocab_size)?;
     let wanted = if args.all { 0 } else { tokens.len() - 1 }..tokens.len();
     let mut logits = Vec::with_capacity(wanted.len());

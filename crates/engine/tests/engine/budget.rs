@@ -1,13 +1,13 @@
 //! A hard budget: kept, or refused with the smallest that works.
 
 use crate::fixtures::*;
-use hearth_engine::{Engine, EngineConfig, Error, LoadedModel, Scorer};
+use hearth_engine::{Activations, Engine, EngineConfig, Error, LoadedModel, Scorer};
 use hearth_memory::{Budget, Ledger, Tier};
 use hearth_weights::ModelFiles;
 use std::sync::Mutex;
 
 fn load_within(files: &ModelFiles, bytes: u64) -> Result<LoadedModel, Error> {
-    LoadedModel::load(files, &Ledger::new(Budget::device(bytes)), &|_| ())
+    LoadedModel::load(files, Activations::F32, &Ledger::new(Budget::device(bytes)), &|_| ())
 }
 
 #[test]
@@ -77,7 +77,8 @@ fn progress_ends_at_the_bytes_charged() {
     let files = open("parity/qwen3-tied-biases-sharded");
     let seen = Mutex::new(Vec::new());
     let progress = |p| seen.lock().expect("no panic").push(p);
-    let model = LoadedModel::load(&files, &Ledger::default(), &progress).expect("no budget");
+    let model =
+        LoadedModel::load(&files, Activations::F32, &Ledger::default(), &progress).expect("no budget");
     let seen = seen.into_inner().expect("no panic");
     assert!(seen.iter().all(|p| p.done <= p.total && p.total == model.weight_bytes()));
     assert_eq!(seen.iter().map(|p| p.done).max(), Some(model.weight_bytes()));

@@ -1,7 +1,7 @@
 //! The fixtures, opened.
 
 use hearth_engine::api::{Event, Generation, Request, Sampling};
-use hearth_engine::{Engine, EngineConfig, EngineHandle, LoadedModel};
+use hearth_engine::{Activations, Engine, EngineConfig, EngineHandle, LoadedModel};
 use hearth_memory::Ledger;
 use hearth_weights::ModelFiles;
 use safetensors::SafeTensors;
@@ -18,7 +18,7 @@ pub fn open(name: &str) -> ModelFiles {
 
 /// Loaded without a budget.
 pub fn load(files: &ModelFiles) -> LoadedModel {
-    LoadedModel::load(files, &Ledger::default(), &|_| ()).expect("fits without a budget")
+    LoadedModel::load(files, Activations::F32, &Ledger::default(), &|_| ()).expect("fits without a budget")
 }
 
 /// Started without a budget.

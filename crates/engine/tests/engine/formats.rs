@@ -1,7 +1,8 @@
 //! Weights in every storage format, and files that do not hold what the configuration asks for.
 
 use crate::fixtures::*;
-use hearth_engine::{LoadedModel, Scorer};
+use hearth_engine::{Activations, LoadedModel, Scorer};
+use hearth_kernels::PackedMatrix;
 use hearth_memory::Ledger;
 use hearth_weights::{Error, FormatRef, ModelFiles, TensorMeta, TensorSource, quant};
 use std::borrow::Cow;
@@ -73,6 +74,29 @@ fn every_format_gives_the_logits_of_its_decoded_values() {
 }
 
 #[test]
+fn panels_of_every_format_decode_to_the_reference_bit_for_bit() {
+    let (rows, columns) = (19, 512);
+    for format in quant::FORMATS.iter().filter(|f| f.block_len() > 1) {
+        let count = rows * columns / format.block_len() * format.block_bytes();
+        let mut bytes: Vec<u8> = (0..count).map(|i| (i * i * 31 + i * 7) as u8).collect();
+        for block in bytes.chunks_exact_mut(format.block_bytes()) {
+            // The upper bytes of the f16 fields: finite numbers.
+            for at in if format.name() == "q6_k" { vec![209] } else { vec![1, 3] } {
+                block[at] &= 0x3b;
+            }
+        }
+        let mut want = vec![0.0; rows * columns];
+        format.dequantize(&bytes, &mut want);
+        let matrix = PackedMatrix::from_format(rows, columns, format.name(), &bytes).expect("has panels");
+        let mut got = vec![0.0; columns];
+        for (row, want) in want.chunks_exact(columns).enumerate() {
+            matrix.read_row(row, &mut got);
+            assert_eq!(got, want, "{format:?}, row {row}");
+        }
+    }
+}
+
+#[test]
 fn quantized_weights_stay_small() {
     let files = open("tiny-chat");
     let bytes = |format| load(&converted(&files, format, false)).weight_bytes();
@@ -88,7 +112,9 @@ fn missing_and_misshapen_tensors_are_named_before_anything_is_loaded() {
         let mut held = Held { metas: files.tensors.tensors().to_vec(), bytes: BTreeMap::new() };
         change(&mut held);
         let ledger = Ledger::default();
-        let error = LoadedModel::load(&with_tensors(&files, held), &ledger, &|_| ()).err().expect("refused");
+        let error = LoadedModel::load(&with_tensors(&files, held), Activations::F32, &ledger, &|_| ())
+            .err()
+            .expect("refused");
         assert_eq!(ledger.peak(hearth_memory::Tier::Device), 0);
         error.to_string()
     };

@@ -2,7 +2,7 @@
 
 use crate::fixtures::*;
 use hearth_engine::api::{Event, Request, Sampling};
-use hearth_engine::{Engine, EngineConfig, LoadedModel};
+use hearth_engine::{Activations, Engine, EngineConfig, LoadedModel};
 use hearth_memory::Ledger;
 
 /// Requests of every kind, lengths around the block size.
@@ -131,7 +131,7 @@ fn cancelled_requests_leave_the_others_alone_and_their_blocks_behind() {
 fn memory_is_back_where_it_was_when_an_engine_ends() {
     let files = open("tiny-chat");
     let ledger = Ledger::default();
-    let model = LoadedModel::load(&files, &ledger, &|_| ()).expect("no budget");
+    let model = LoadedModel::load(&files, Activations::F32, &ledger, &|_| ()).expect("no budget");
     let before = ledger.used(hearth_memory::Tier::Device);
     assert_eq!(before, model.weight_bytes());
     let engine = start(&model, 2, 8);

@@ -1,7 +1,7 @@
 //! A server on a free port, and a client that shows statuses instead of hiding them.
 
 use hearth_data::{ChatTemplate, Tokenizer};
-use hearth_engine::{Engine, EngineConfig, EngineHandle, LoadedModel};
+use hearth_engine::{Activations, Engine, EngineConfig, EngineHandle, LoadedModel};
 use hearth_memory::{Budget, Ledger};
 use hearth_server::{AppState, ServeError, ServerConfig, Service, serve};
 use serde_json::Value;
@@ -33,7 +33,7 @@ pub fn tokenizer() -> Tokenizer {
 pub fn engine(config: EngineConfig) -> EngineHandle {
     let files = hearth_weights::open(&model_folder()).unwrap();
     let ledger = Ledger::new(Budget::default());
-    let model = LoadedModel::load(&files, &ledger, &|_| {}).unwrap();
+    let model = LoadedModel::load(&files, Activations::Int8, &ledger, &|_| {}).unwrap();
     Engine::start(model, config).unwrap()
 }
 
