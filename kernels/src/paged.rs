@@ -4,20 +4,36 @@ pub use crate::cpu::attention::SequenceRows;
 pub use crate::cpu::kv::KV_BLOCK;
 
 use crate::cpu::attention::{AttentionSpec, attend};
+use crate::cpu::attention_decode;
 use crate::cpu::kv::KvLayout;
+use crate::cpu::pages::zeros_on_huge_pages;
 use burn::tensor::{Tensor, TensorData};
 
 /// Keys and values of every layer in blocks of [`KV_BLOCK`] tokens, allocated once.
 pub struct KvCache {
     layout: KvLayout,
     layers: Vec<Vec<f32>>,
+    /// Scores of the attention of a few rows.
+    scratch: Vec<f32>,
 }
+
+/// Rows up to which attention cuts each row's work in pieces.
+const FEW_ROWS: usize = 64;
 
 impl KvCache {
     /// A cache of `blocks` blocks in each of `layers` layers, all zero.
     pub fn new(layers: usize, blocks: usize, kv_heads: usize, head_dim: usize) -> Self {
         let layout = KvLayout { kv_heads, head_dim };
-        Self { layout, layers: (0..layers).map(|_| vec![0.0; blocks * layout.block_len()]).collect() }
+        Self {
+            layout,
+            layers: (0..layers).map(|_| zeros_on_huge_pages(blocks * layout.block_len())).collect(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Bytes that attention through it allocates once, when sequences reach `context` tokens.
+    pub fn scratch_bytes(heads: usize, kv_heads: usize, context: usize) -> usize {
+        attention_decode::scratch_bytes(heads, kv_heads, context)
     }
 
     /// Bytes that [`Self::new`] allocates.
@@ -47,6 +63,10 @@ pub fn attention_paged(
         cache.layout.write(data, &s.table, s.first_position, &k[range.clone()], &v[range]);
     }
     let mut y = vec![0.0; rows * heads * d];
-    attend(cache.layout, data, sequences, &q, heads, spec, &mut y);
+    if rows <= FEW_ROWS {
+        attention_decode::attend(cache.layout, data, sequences, &q, heads, spec, &mut cache.scratch, &mut y);
+    } else {
+        attend(cache.layout, data, sequences, &q, heads, spec, &mut y);
+    }
     Tensor::from_data(TensorData::new(y, [rows, heads, d]), &device)
 }

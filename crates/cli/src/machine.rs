@@ -56,7 +56,26 @@ pub fn cpu_features() -> Vec<&'static str> {
 
 /// Threads that compute.
 pub fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
+    rayon::current_num_threads()
+}
+
+/// Cores this process may use: physical ones, for two threads of a core share its arithmetic.
+fn cores() -> usize {
+    let allowed = std::thread::available_parallelism().map_or(1, |n| n.get());
+    num_cpus::get_physical().clamp(1, allowed)
+}
+
+/// Computes on `threads` threads, or on one per physical core (`RAYON_NUM_THREADS` says otherwise). Must come before
+/// anything is computed. Returns what the user should know.
+///
+/// # Errors
+/// When something was computed already.
+pub fn compute_on(threads: Option<usize>) -> anyhow::Result<Option<String>> {
+    let given = threads.or_else(|| std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok().filter(|n| *n > 0));
+    let (threads, cores) = (given.unwrap_or_else(cores), cores());
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    let crowded = threads > cores;
+    Ok(crowded.then(|| format!("{threads} threads share {cores} cores: expect it to be slower, not faster")))
 }
 
 /// Those of the programs that a shell would find, in the order of their names here.

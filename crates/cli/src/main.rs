@@ -7,6 +7,7 @@ use hearth::commands::{
     train, verify,
 };
 use hearth::exit::{self, Said, say};
+use hearth::machine;
 use hearth::ui::{Report, Ui};
 use hearth_memory::heap::CountingAllocator;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
@@ -25,6 +26,9 @@ struct Cli {
     /// Print exactly one JSON object on stdout
     #[arg(long, global = true)]
     json: bool,
+    /// Threads that compute [default: one per physical core]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
 }
 
 #[derive(Subcommand)]
@@ -82,6 +86,9 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     let ui = Ui::new(cli.json);
+    if let Some(warning) = machine::compute_on(cli.threads.map(usize::from))? {
+        ui.note(warning);
+    }
     match &cli.command {
         Command::Quickstart(args) => show(&quickstart::run(args, &ui)?, &ui),
         Command::Train(args) => show(&train::run(args, &ui)?, &ui),

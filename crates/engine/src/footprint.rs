@@ -20,14 +20,17 @@ pub fn kv_block_bytes(config: &ModelConfig) -> u64 {
 
 /// Bytes of values between layers in a step of `rows` tokens: at the widest place the residual stream, its norm
 /// and the MLP's gate, up and product, or the attention's q, k, v and output with a copy of each; and the logits
-/// of [`HEAD_ROWS`] rows with the distribution drawn from.
+/// of [`HEAD_ROWS`] rows with the distribution drawn from;
+/// and the scores of attention.
 pub fn working_bytes(config: &ModelConfig, rows: usize) -> u64 {
     let q = config.num_heads * config.head_dim;
     let kv = config.num_kv_heads * config.head_dim;
     let widest =
         (4 * config.hidden_size + 3 * config.intermediate_size).max(4 * config.hidden_size + 4 * q + 4 * kv);
     let logits = HEAD_ROWS.min(rows) * config.vocab_size + 8 * config.vocab_size;
-    4 * (rows * widest + logits) as u64
+    let scores =
+        KvCache::scratch_bytes(config.num_heads, config.num_kv_heads, config.max_position_embeddings);
+    (4 * (rows * widest + logits) + scores) as u64
 }
 
 /// Refuses weights that leave no room to serve with.

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::footprint;
 use burn::tensor::{Device, Tensor};
+use hearth_kernels::cpu::pages::Arena;
 use hearth_kernels::{Activations, PackedMatrix};
 use hearth_memory::{Charge, Kind, Ledger, Tier};
 use hearth_model::rope::Rope;
@@ -61,14 +62,14 @@ impl ResidentWeights {
             progress(LoadProgress { done, total });
         };
         progress(LoadProgress { done: 0, total });
+        let matrices = parts.iter().filter(|p| p.spec.shape.len() == 2);
+        let arena = Arena::new(matrices.map(|p| p.bytes as usize).sum());
+        let read = |part: &Part| part.read(files, activations, &arena, &report);
         // What is decoded to f32 on the way goes one by one, on all cores: the copies are large.
         let (native, decoded): (Vec<_>, Vec<_>) = parts.into_iter().partition(|p| is_native(p.format));
-        let mut read =
-            native.par_iter().map(|p| p.read(files, activations, &report)).collect::<Result<Vec<_>, _>>()?;
-        read.extend(
-            decoded.iter().map(|p| p.read(files, activations, &report)).collect::<Result<Vec<_>, _>>()?,
-        );
-        for (part, weight) in native.iter().chain(&decoded).zip(read) {
+        let mut weights = native.par_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        weights.extend(decoded.iter().map(read).collect::<Result<Vec<_>, _>>()?);
+        for (part, weight) in native.iter().chain(&decoded).zip(weights) {
             loaded.keep(part.spec.name.clone(), weight);
         }
         Ok(loaded)
@@ -146,21 +147,26 @@ impl Part {
         &self,
         files: &ModelFiles,
         activations: Activations,
+        arena: &Arc<Arena>,
         report: &dyn Fn(u64),
     ) -> Result<Weight, Error> {
         let (name, tensors) = (&self.spec.name, &files.tensors);
         let weight = match self.spec.shape[..] {
             [rows, columns] => {
-                let native = is_native(self.format);
-                let packed = match native {
-                    true => {
-                        PackedMatrix::from_format(rows, columns, self.format.name(), &tensors.bytes(name)?)
-                    }
+                let packed = match is_native(self.format) {
+                    true => PackedMatrix::from_format_in(
+                        Some(arena),
+                        rows,
+                        columns,
+                        self.format.name(),
+                        &tensors.bytes(name)?,
+                    ),
                     false => None,
                 };
                 let matrix = match packed {
                     Some(packed) => packed,
-                    None => PackedMatrix::from_f32(rows, columns, &tensors.read_f32(name)?),
+                    None => PackedMatrix::from_f32_in(Some(arena), rows, columns, &tensors.read_f32(name)?)
+                        .expect("the arena holds every matrix"),
                 };
                 Weight::Matrix(Arc::new(matrix.with_activations(activations)))
             }

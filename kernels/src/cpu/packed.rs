@@ -8,13 +8,16 @@
 //! (one chain over ascending columns); or in integers, with activations rounded to 8 bits block by block.
 
 use super::gemm::{Elems, Output, View, gemm};
+use super::pages::{Arena, LINE, Piece};
 use super::pool;
 use super::quant::activations::Int8Rows;
-use super::quant::{QuantPanels, format};
+use super::quant::{QuantPanels, format, piece};
 use super::simd::LANES;
 use super::stored::Stored;
+use bytemuck::Pod;
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Columns decoded at a time, a multiple of [`super::quant::BLOCK`]: four panels of it are half a first-level cache.
 const STRIP: usize = 64;
@@ -40,12 +43,12 @@ impl std::fmt::Debug for PackedMatrix {
 
 /// Panel storage; `c` = columns, `p` = panels of 16 rows, zero-padded.
 enum Panels {
-    /// `[p][c][16]`.
-    F32(Vec<f32>),
-    /// `[p][c][16]`.
-    F16(Vec<f16>),
-    /// `[p][c][16]`.
-    Bf16(Vec<bf16>),
+    /// `[p][c][16]` f32.
+    F32(Piece),
+    /// `[p][c][16]` f16.
+    F16(Piece),
+    /// `[p][c][16]` bf16.
+    Bf16(Piece),
     /// Blocks of codes and scales.
     Quant(QuantPanels),
 }
@@ -63,25 +66,49 @@ pub enum Activations {
 impl PackedMatrix {
     /// Packs row-major f32 weights.
     pub fn from_f32(rows: usize, columns: usize, values: &[f32]) -> Self {
-        let panels = interleave(rows, columns, values, 1, |v| v[0]);
-        Self { rows, columns, panels: Panels::F32(panels), activations: Activations::F32 }
+        Self::from_f32_in(None, rows, columns, values).expect("memory of its own is large enough")
+    }
+
+    /// As [`Self::from_f32`] in a piece of an arena; `None` if it has no room.
+    pub fn from_f32_in(
+        arena: Option<&Arc<Arena>>,
+        rows: usize,
+        columns: usize,
+        values: &[f32],
+    ) -> Option<Self> {
+        let panels = Panels::F32(interleave(arena, rows, columns, values, 1, |v| v[0])?);
+        Some(Self { rows, columns, panels, activations: Activations::F32 })
     }
 
     /// Packs row-major weights stored as `f32`, `f16`, `bf16` or one of [`format::FORMATS`]; `None` for a format
     /// without a panel layout, or if `bytes` are not exactly `rows × columns` weights.
     pub fn from_format(rows: usize, columns: usize, format: &str, bytes: &[u8]) -> Option<Self> {
+        Self::from_format_in(None, rows, columns, format, bytes)
+    }
+
+    /// As [`Self::from_format`] in a piece of an arena; `None` also if that has no room.
+    pub fn from_format_in(
+        arena: Option<&Arc<Arena>>,
+        rows: usize,
+        columns: usize,
+        format: &str,
+        bytes: &[u8],
+    ) -> Option<Self> {
         let fits = |size: usize| bytes.len() == rows.saturating_mul(size).saturating_mul(columns);
         let panels = match format {
-            "f32" if fits(4) => Panels::F32(interleave(rows, columns, bytes, 4, |b| {
+            "f32" if fits(4) => Panels::F32(interleave(arena, rows, columns, bytes, 4, |b| {
                 f32::from_le_bytes(b.try_into().expect("4 bytes"))
-            })),
+            })?),
             "f16" if fits(2) => {
-                Panels::F16(interleave(rows, columns, bytes, 2, |b| f16::from_le_bytes([b[0], b[1]])))
+                Panels::F16(interleave(arena, rows, columns, bytes, 2, |b| f16::from_le_bytes([b[0], b[1]]))?)
             }
-            "bf16" if fits(2) => {
-                Panels::Bf16(interleave(rows, columns, bytes, 2, |b| bf16::from_le_bytes([b[0], b[1]])))
+            "bf16" if fits(2) => Panels::Bf16(interleave(arena, rows, columns, bytes, 2, |b| {
+                bf16::from_le_bytes([b[0], b[1]])
+            })?),
+            _ => {
+                let format = format::by_name(format)?;
+                Panels::Quant(QuantPanels::pack(format, rows, columns, bytes, arena)?)
             }
-            _ => Panels::Quant(QuantPanels::pack(format::by_name(format)?, rows, columns, bytes)?),
         };
         Some(Self { rows, columns, panels, activations: Activations::F32 })
     }
@@ -110,23 +137,22 @@ impl PackedMatrix {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         match &self.panels {
-            Panels::F32(x) => size_of_val(x.as_slice()),
-            Panels::F16(x) => size_of_val(x.as_slice()),
-            Panels::Bf16(x) => size_of_val(x.as_slice()),
+            Panels::F32(x) | Panels::F16(x) | Panels::Bf16(x) => x.bytes(),
             Panels::Quant(x) => x.bytes(),
         }
     }
 
-    /// Bytes that [`Self::from_format`] or [`Self::from_f32`] would hold: panels are padded to 16 rows. A format
-    /// without a panel layout counts as f32.
+    /// Bytes that [`Self::from_format`] or [`Self::from_f32`] would hold: panels are padded to 16 rows, the whole
+    /// to cache lines. A format without a panel layout counts as f32.
     pub fn bytes_for(rows: usize, columns: usize, format: &str) -> usize {
         let padded = rows.next_multiple_of(LANES);
-        match format {
+        let bytes = match format {
             "f16" | "bf16" => 2 * padded * columns,
             _ => format::by_name(format)
                 .and_then(|f| QuantPanels::bytes_for(f, rows, columns))
                 .unwrap_or(4 * padded * columns),
-        }
+        };
+        bytes.next_multiple_of(LINE)
     }
 
     /// Decodes row `row` into `out` (`columns` long).
@@ -145,9 +171,9 @@ impl PackedMatrix {
     fn decode(&self, panel: usize, from: usize, out: &mut [f32]) {
         let at = (panel * self.columns + from) * LANES;
         match &self.panels {
-            Panels::F32(x) => out.copy_from_slice(&x[at..][..out.len()]),
-            Panels::F16(x) => f16::widen_block(&x[at..][..out.len()], out),
-            Panels::Bf16(x) => bf16::widen_block(&x[at..][..out.len()], out),
+            Panels::F32(x) => out.copy_from_slice(&elements::<f32>(x)[at..][..out.len()]),
+            Panels::F16(x) => f16::widen_block(&elements::<f16>(x)[at..][..out.len()], out),
+            Panels::Bf16(x) => bf16::widen_block(&elements::<bf16>(x)[at..][..out.len()], out),
             Panels::Quant(x) => x.decode(panel, from, out),
         }
     }
@@ -226,7 +252,7 @@ impl PackedMatrix {
         let mut panels: [&[f32]; 4] = [&[]; 4];
         if let Panels::F32(x) = &self.panels {
             for (p, panel) in panels[..count].iter_mut().enumerate() {
-                *panel = &x[((first + p) * self.columns + from) * LANES..][..len * LANES];
+                *panel = &elements::<f32>(x)[((first + p) * self.columns + from) * LANES..][..len * LANES];
             }
         } else {
             for (p, (panel, buffer)) in
@@ -401,16 +427,20 @@ fn pack_activations(x: &[f32], m: usize, columns: usize) -> Vec<f32> {
     packed
 }
 
-/// Row-major items of `size` source elements → `[panel][item][16]`, missing rows default.
-fn interleave<S: Sync, T: Copy + Default + Send>(
+/// Row-major items of `size` source elements → `[panel][item][16]`, missing rows zero.
+fn interleave<S: Sync, T: Pod + Send>(
+    arena: Option<&Arc<Arena>>,
     rows: usize,
     items: usize,
     source: &[S],
     size: usize,
     read: impl Fn(&[S]) -> T + Sync,
-) -> Vec<T> {
-    let mut out = vec![T::default(); rows.div_ceil(LANES) * items * LANES];
-    out.par_chunks_mut((items * LANES).max(1)).enumerate().for_each(|(panel, out)| {
+) -> Option<Piece> {
+    let count = rows.div_ceil(LANES) * items * LANES;
+    let mut out = piece(arena, count * size_of::<T>())?;
+    let panels: &mut [T] = bytemuck::cast_slice_mut(&mut out);
+    let panels = &mut panels[..count];
+    panels.par_chunks_mut((items * LANES).max(1)).enumerate().for_each(|(panel, out)| {
         for lane in 0..LANES.min(rows - panel * LANES) {
             let row = &source[(panel * LANES + lane) * items * size..][..items * size];
             for (i, item) in row.chunks_exact(size).enumerate() {
@@ -418,7 +448,12 @@ fn interleave<S: Sync, T: Copy + Default + Send>(
             }
         }
     });
-    out
+    Some(out)
+}
+
+/// A piece's numbers.
+fn elements<T: Pod>(piece: &Piece) -> &[T] {
+    bytemuck::cast_slice(piece)
 }
 
 #[cfg(test)]

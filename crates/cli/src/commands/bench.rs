@@ -1,20 +1,21 @@
 //! `hearth bench`: speed against this machine's own peak, measured in the same run.
 
+mod decode;
 mod rates;
 
+pub use decode::DecodeBench;
 pub use rates::{AdamBench, CommBench, IoBench, RateReport};
 
 use crate::exit::usage;
 use crate::machine;
 use crate::probe::{self, Peaks};
-use crate::running::{ModelArgs, Running};
+use crate::running::ModelArgs;
 use crate::ui::{Report, Ui, bytes, table};
 use hearth_data::{Loader, Sequence};
-use hearth_engine::api::Sampling;
 use hearth_engine::{Activations, Scorer};
 use hearth_kernels::PackedMatrix;
 use hearth_model::{Group, ParamSpec};
-use hearth_train::{LoraConfig, Setup, TrainConfig, Trainer};
+use hearth_train::{Compute, LoraConfig, Recompute, Setup, TrainConfig, Trainer};
 use hearth_weights::ModelFiles;
 use serde::Serialize;
 use std::time::Instant;
@@ -54,6 +55,12 @@ pub struct TrainBench {
     /// Train an adapter of this rank instead of every weight
     #[arg(long, value_name = "RANK")]
     pub lora: Option<usize>,
+    /// Type of activations and the weights they meet: f32, bf16 or f16
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub compute: String,
+    /// Recompute each transformer block in the backward pass instead of keeping its activations
+    #[arg(long)]
+    pub recompute: bool,
 }
 
 /// Reading a prompt.
@@ -65,23 +72,6 @@ pub struct PrefillBench {
     /// Tokens in the prompt
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub tokens: usize,
-    /// Measured runs, after one that is not
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    pub repeat: usize,
-}
-
-/// Generating token after token.
-#[derive(Clone, Debug, clap::Args)]
-pub struct DecodeBench {
-    /// Which model
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Tokens in the prompt
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    pub prompt: usize,
-    /// Tokens generated
-    #[arg(short, value_name = "N", default_value_t = 64)]
-    pub n: usize,
     /// Measured runs, after one that is not
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub repeat: usize,
@@ -130,7 +120,7 @@ pub fn run(command: &BenchCommand, ui: &Ui) -> anyhow::Result<Option<BenchReport
     Ok(match command {
         BenchCommand::Train(args) => Some(BenchReport::Model(train(args, peaks(), ui)?)),
         BenchCommand::Prefill(args) => Some(BenchReport::Model(prefill(args, peaks(), ui)?)),
-        BenchCommand::Decode(args) => Some(BenchReport::Model(decode(args, peaks(), ui)?)),
+        BenchCommand::Decode(args) => Some(BenchReport::Model(decode::decode(args, peaks(), ui)?)),
         BenchCommand::Io(args) => Some(BenchReport::Rate(rates::io(args, ui)?)),
         BenchCommand::Comm(args) => rates::comm(args, ui)?.map(BenchReport::Rate),
         BenchCommand::Adam(args) => Some(BenchReport::Rate(rates::adam(args, ui)?)),
@@ -152,30 +142,6 @@ fn prefill(args: &PrefillBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelRe
     Ok(report("prefill", samples, flops / args.tokens as f64, peaks))
 }
 
-fn decode(args: &DecodeBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport> {
-    at_least_one("--prompt", args.prompt)?;
-    if args.n < 2 {
-        return Err(usage(format!(
-            "-n is {}, it must be at least 2 to measure what lies between tokens",
-            args.n
-        )));
-    }
-    let running = Running::start(&args.model, 1, ui)?;
-    let files = &running.model.files;
-    let prompt = random_tokens(args.prompt, files.config.vocab_size);
-    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
-    let samples = repeated(args.repeat, || {
-        let answer = running.generate(prompt.clone(), args.n, greedy.clone(), Vec::new(), |_| Ok(()))?;
-        Ok(answer.decode_tok_s)
-    })?;
-    let read = bytes_per_token(files)? as f64;
-    let mut report = report("decode", samples, forward_flops(files, 1)?, peaks);
-    let gb_s = read * report.tok_s / 1e9;
-    report.gb_s = Some(gb_s);
-    report.of_peak = gb_s / peaks.read_gb_s;
-    Ok(report)
-}
-
 fn train(args: &TrainBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport> {
     at_least_one("--batch", args.batch)?;
     if args.seq < 2 {
@@ -188,6 +154,8 @@ fn train(args: &TrainBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport
         steps: args.steps + 1,
         global_batch: args.batch,
         micro_batch: args.batch,
+        compute: compute(&args.compute)?,
+        recompute: if args.recompute { Recompute::Full } else { Recompute::None },
         adapter: args.lora.map(|rank| LoraConfig { rank, ..LoraConfig::default() }),
         peak_flops: Some(peaks.flops),
         ..TrainConfig::default()
@@ -212,6 +180,15 @@ fn train(args: &TrainBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport
     })?;
     let of_peak = median(&mfu[1..]);
     Ok(ModelReport { of_peak, gflop_s: of_peak * peaks.flops / 1e9, ..report("train", samples, 0.0, peaks) })
+}
+
+fn compute(text: &str) -> anyhow::Result<Compute> {
+    match text {
+        "f32" => Ok(Compute::F32),
+        "bf16" => Ok(Compute::Bf16),
+        "f16" => Ok(Compute::F16),
+        _ => Err(usage(format!("--compute is {text:?}; it must be f32, bf16 or f16"))),
+    }
 }
 
 /// The samples of all runs but the first, which warms up.

@@ -29,13 +29,14 @@ pub mod format;
 mod product;
 mod strips;
 
+use super::pages::{Arena, LINE, Piece};
 use super::simd::LANES;
 use activations::Int8Rows;
-use bytemuck::{Pod, Zeroable};
 use format::{QuantFormat, ScaleKind};
 use half::f16;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
 
 pub use product::instruction_set;
 
@@ -44,28 +45,31 @@ pub const BLOCK: usize = 32;
 /// Columns that share the outer scales of the K formats.
 const SUPER: usize = 256;
 
-/// A cache line, so that panels start on one.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
 /// A quantized matrix `[rows, columns]` in panels of 16 rows, the last one padded with zero weights.
 pub struct QuantPanels {
     format: &'static QuantFormat,
     columns: usize,
-    lines: Vec<Line>,
+    image: Piece,
 }
 
 impl QuantPanels {
-    /// Repacks row-major file blocks; `None` if the columns are not whole blocks or `bytes` has another length.
-    pub fn pack(format: &'static QuantFormat, rows: usize, columns: usize, bytes: &[u8]) -> Option<Self> {
+    /// Repacks row-major file blocks, into the arena where there is one; `None` if the columns are not whole blocks, if
+    /// `bytes` has another length or the arena no room.
+    pub fn pack(
+        format: &'static QuantFormat,
+        rows: usize,
+        columns: usize,
+        bytes: &[u8],
+        arena: Option<&Arc<Arena>>,
+    ) -> Option<Self> {
         let row_bytes = format.row_bytes(columns)?;
         if rows.checked_mul(row_bytes)? != bytes.len() {
             return None;
         }
         let shape = Shape { format, columns };
-        let mut lines = vec![Line([0; 64]); rows.div_ceil(LANES) * shape.panel_bytes() / 64];
-        lines.par_chunks_mut((shape.panel_bytes() / 64).max(1)).enumerate().for_each(|(panel, lines)| {
+        let mut image = piece(arena, rows.div_ceil(LANES) * shape.panel_bytes())?;
+        let panels = image.lines_mut().par_chunks_mut((shape.panel_bytes() / LINE).max(1));
+        panels.enumerate().for_each(|(panel, lines)| {
             let image = bytemuck::cast_slice_mut(lines);
             for lane in 0..LANES {
                 let row = panel * LANES + lane;
@@ -75,7 +79,7 @@ impl QuantPanels {
                 }
             }
         });
-        Some(Self { format, columns, lines })
+        Some(Self { format, columns, image })
     }
 
     /// Bytes that [`Self::pack`] holds, or `None` if the columns are not whole blocks.
@@ -86,15 +90,14 @@ impl QuantPanels {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice())
+        self.image.bytes()
     }
 
     fn panel(&self, panel: usize) -> Panel<'_> {
         let shape = Shape { format: self.format, columns: self.columns };
-        let image: &[u8] = bytemuck::cast_slice(&self.lines);
-        let image = &image[panel * shape.panel_bytes()..][..shape.panel_bytes()];
+        let image = &self.image[panel * shape.panel_bytes()..][..shape.panel_bytes()];
         let (codes, scales) = image.split_at(shape.codes_bytes());
-        Panel { format: self.format, codes, scales }
+        Panel { format: self.format, codes, scales, stride: shape.panel_bytes() }
     }
 
     /// Decodes columns `from..` of a panel, whole blocks, as `[columns][16]`.
@@ -118,12 +121,19 @@ impl QuantPanels {
     }
 }
 
+/// Memory for `bytes`: a piece of the arena, or its own without one.
+pub(super) fn piece(arena: Option<&Arc<Arena>>, bytes: usize) -> Option<Piece> {
+    arena.map_or_else(|| Some(Piece::alone(bytes)), |arena| arena.take(bytes))
+}
+
 /// One panel's memory.
 #[derive(Clone, Copy)]
 struct Panel<'a> {
     format: &'static QuantFormat,
     codes: &'a [u8],
     scales: &'a [u8],
+    /// Bytes from a panel to the next.
+    stride: usize,
 }
 
 impl Panel<'_> {

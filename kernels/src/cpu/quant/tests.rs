@@ -50,7 +50,7 @@ fn panels_hold_what_the_file_says() {
     for format in FORMATS {
         let (rows, columns) = (21, 512);
         let bytes = random_blocks(format, rows, columns, 1);
-        let panels = QuantPanels::pack(format, rows, columns, &bytes).unwrap();
+        let panels = QuantPanels::pack(format, rows, columns, &bytes, None).unwrap();
         assert_eq!(QuantPanels::bytes_for(format, rows, columns), Some(panels.bytes()), "{}", format.name);
         for row in 0..rows {
             let panel = panels.panel(row / LANES);
@@ -70,7 +70,7 @@ fn every_instruction_set_gives_the_bits_of_the_reference() {
     for format in FORMATS {
         let (rows, columns) = (37, 768);
         let panels =
-            QuantPanels::pack(format, rows, columns, &random_blocks(format, rows, columns, 2)).unwrap();
+            QuantPanels::pack(format, rows, columns, &random_blocks(format, rows, columns, 2), None).unwrap();
         for m in [1, 2, 3, 4, 5, 7, 8, 9, 16, 19] {
             let x = rows_of(m, columns);
             let want = products(&panels, &x, product::portable);
@@ -111,7 +111,7 @@ fn extreme_codes_and_activations_do_not_overflow() {
                     block[2..4].copy_from_slice(&f16::ONE.to_le_bytes());
                 }
             }
-            let panels = QuantPanels::pack(format, rows, columns, &bytes).unwrap();
+            let panels = QuantPanels::pack(format, rows, columns, &bytes, None).unwrap();
             for sign in [1.0, -1.0] {
                 let x = Int8Rows::quantize(&vec![sign; 3 * columns], columns);
                 let want = products(&panels, &x, product::portable);
@@ -130,7 +130,7 @@ fn integer_products_are_the_products_of_the_decoded_numbers() {
     for format in FORMATS {
         let (rows, columns) = (16, 512);
         let panels =
-            QuantPanels::pack(format, rows, columns, &random_blocks(format, rows, columns, 3)).unwrap();
+            QuantPanels::pack(format, rows, columns, &random_blocks(format, rows, columns, 3), None).unwrap();
         let x = rows_of(2, columns);
         let mut w = vec![0.0; columns * LANES];
         panels.decode(0, 0, &mut w);
@@ -154,7 +154,7 @@ fn decoding_gives_the_bits_of_the_reference_in_every_instruction_set() {
     for format in FORMATS {
         let (rows, columns) = (16, 512);
         let panels =
-            QuantPanels::pack(format, rows, columns, &random_blocks(format, rows, columns, 4)).unwrap();
+            QuantPanels::pack(format, rows, columns, &random_blocks(format, rows, columns, 4), None).unwrap();
         for b in 0..columns / BLOCK {
             let (mut got, mut want) = ([0.0; BLOCK * LANES], [1.0; BLOCK * LANES]);
             strips::decode(panels.panel(0), b, &mut got);
@@ -168,8 +168,8 @@ fn decoding_gives_the_bits_of_the_reference_in_every_instruction_set() {
 #[test]
 fn odd_widths_and_wrong_lengths_are_refused() {
     let q8 = format::by_name("q8_0").unwrap();
-    assert!(QuantPanels::pack(q8, 2, 33, &[0; 70]).is_none());
-    assert!(QuantPanels::pack(q8, 2, 32, &[0; 67]).is_none());
-    assert!(QuantPanels::pack(format::by_name("q6_k").unwrap(), 1, 32, &[0; 210]).is_none());
+    assert!(QuantPanels::pack(q8, 2, 33, &[0; 70], None).is_none());
+    assert!(QuantPanels::pack(q8, 2, 32, &[0; 67], None).is_none());
+    assert!(QuantPanels::pack(format::by_name("q6_k").unwrap(), 1, 32, &[0; 210], None).is_none());
     assert!(format::by_name("q2_k").is_none());
 }
