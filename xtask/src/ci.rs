@@ -50,7 +50,8 @@ fn proofs(done: &mut Vec<Timed>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn root() -> &'static Path {
+/// The repository.
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository")
 }
 

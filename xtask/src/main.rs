@@ -1,17 +1,22 @@
-//! Chores of the project: `cargo xtask ci` runs every check and test, `cargo xtask matrix` the long proofs.
+//! Chores of the project: `cargo xtask ci` runs every check and test, `cargo xtask matrix` the long proofs,
+//! `cargo xtask bench` measures hearth beside its peers.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod ci;
+mod table;
 mod tools;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask ci [--real] | cargo xtask matrix
+const USAGE: &str = "usage: cargo xtask ci [--real] | cargo xtask matrix | cargo xtask bench [--quick]
 
   ci          format, lints, tests, documentation, examples, CUDA check
   ci --real   the same, and the tests on real weights (downloads SmolLM2, 93 MB)
-  matrix      every layout for 50 steps, on threads and Open MPI, and 200 kills";
+  matrix      every layout for 50 steps, on threads and Open MPI, and 200 kills
+  bench       hearth and its peers in turns (installs torch, llama.cpp, …); rewrites docs/performance.md
+              --quick, --rounds N, --threads N, --cache DIR and --model FILE go to benches/peers";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -20,6 +25,7 @@ fn main() -> ExitCode {
         ["ci"] => ci::run(false),
         ["ci", "--real"] => ci::run(true),
         ["matrix"] => ci::matrix(),
+        ["bench", ref options @ ..] => bench::run(options),
         ["help" | "--help" | "-h"] => {
             let _ = writeln!(std::io::stdout(), "{USAGE}");
             return ExitCode::SUCCESS;
