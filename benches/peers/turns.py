@@ -154,21 +154,24 @@ def run(command: Sequence[object], environment: dict[str, str] | None = None) ->
     words = [str(word) for word in command]
     with tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
-        child = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **(environment or {})}
-        )
-        assert child.stdout is not None
-        stdout = child.stdout.read().decode(errors="replace")
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - start
-        child.returncode = os.waitstatus_to_exitcode(status)
+        settings = {**os.environ, **(environment or {})}
+        try:
+            child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, env=settings)
+        except OSError as error:
+            raise Missing(f"`{words[0]}` cannot be started: {error.strerror}") from error
+        with child:
+            stdout = child.stdout.read() if child.stdout else b""
+            # Unlike wait(), this tells the memory of this one process.
+            _, status, usage = os.wait4(child.pid, 0)
+            seconds = time.perf_counter() - start
+            child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode != 0:
             errors.seek(0)
             lines = errors.read().decode(errors="replace").strip().splitlines()
             raise Missing(f"`{' '.join(words)}` failed with {child.returncode}: {lines[-1] if lines else 'no message'}")
     # Linux counts in KiB, macOS in bytes.
     scale = 1 if sys.platform == "darwin" else 1024
-    return Finished(stdout, seconds, usage.ru_maxrss * scale)
+    return Finished(stdout.decode(errors="replace"), seconds, usage.ru_maxrss * scale)
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:

@@ -70,8 +70,10 @@ fn steps(real: bool, done: &mut Vec<Timed>) -> anyhow::Result<()> {
         step(done, "tests", &["test", "--release", "--workspace", "--no-fail-fast"])?;
     }
     if mpi {
-        run_step(done, "two hosts", Command::new(".ci/two-hosts"))?;
+        run_step(done, "two hosts", &mut Command::new(".ci/two-hosts"))?;
     }
+    let scripts = ["-m", "unittest", "discover", "benches/peers"];
+    run_step(done, "peers' scripts", Command::new("python3").args(scripts))?;
     examples(done)?;
     step(done, "cuda check", &["check", "--release", "--package", "hearth", "--features", "cuda"])?;
     if real {
@@ -115,10 +117,10 @@ fn real_weights(done: &mut Vec<Timed>) -> anyhow::Result<()> {
 fn step(done: &mut Vec<Timed>, name: &'static str, arguments: &[&str]) -> anyhow::Result<()> {
     let mut cargo = Command::new("cargo");
     cargo.args(arguments);
-    run_step(done, name, cargo)
+    run_step(done, name, &mut cargo)
 }
 
-fn run_step(done: &mut Vec<Timed>, name: &'static str, mut command: Command) -> anyhow::Result<()> {
+fn run_step(done: &mut Vec<Timed>, name: &'static str, command: &mut Command) -> anyhow::Result<()> {
     println!("── {name}: {command:?}");
     if REQUIRE_MPI.load(Ordering::Relaxed) {
         command.env("HEARTH_REQUIRE_MPI", "1");
