@@ -153,7 +153,7 @@ impl Running {
                     tokens.push(id);
                     each(id)?;
                 }
-                Some(Event::Prompt(_)) => {}
+                Some(Event::Prompt(_) | Event::Embedding(_)) => {}
                 Some(Event::Finished { reason, .. }) => break reason,
                 Some(Event::Failed(why)) => bail!("the engine could not go on: {why}"),
                 None => bail!("the engine ended before the generation did"),

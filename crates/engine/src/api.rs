@@ -1,8 +1,10 @@
 //! What callers exchange with the engine.
 
 pub use crate::engine::EngineHandle;
+pub use crate::sampler::constraint::{Constraint, ConstraintSource, Grammar};
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 /// How the next token is chosen. Filters apply in the order: penalties, temperature, top-k, top-p, min-p.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +27,10 @@ pub struct Sampling {
     pub logit_bias: Vec<(u32, f32)>,
     /// Equal seeds give equal tokens, whoever shares the batch. `None` = a fresh one per request.
     pub seed: Option<u64>,
+    /// Tokens to generate before a stop token may come.
+    pub min_tokens: usize,
+    /// What the output must conform to.
+    pub grammar: Option<Grammar>,
 }
 
 impl Default for Sampling {
@@ -39,6 +45,8 @@ impl Default for Sampling {
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
             seed: None,
+            min_tokens: 0,
+            grammar: None,
         }
     }
 }
@@ -58,6 +66,15 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// The same for each prompt token but the first.
     pub prompt_logprobs: Option<usize>,
+}
+
+/// How the vectors of a prompt's tokens become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The last one: under causal attention the only one that has seen all others.
+    Last,
 }
 
 /// Log-probability of a token and of the most likely tokens at its position. When the token itself is among
@@ -81,7 +98,8 @@ pub enum FinishReason {
     Length,
 }
 
-/// What a generation sends, in order: `Prompt?`, `Token*`, then `Finished` or `Failed`.
+/// What a generation sends, in order: `Prompt?`, `Token*`, then `Finished` or `Failed`; what an embedding sends:
+/// `Embedding`, then `Finished`, or `Failed`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// Prompt log-probabilities, one per prompt token, the first `None`. Only if asked for; before any token.
@@ -93,6 +111,8 @@ pub enum Event {
         /// If asked for.
         logprobs: Option<TokenLogprobs>,
     },
+    /// A prompt's vector, `[d_model]`, not normalised. Only of [`EngineHandle::embed`].
+    Embedding(Vec<f32>),
     /// The end.
     Finished {
         /// Why.
@@ -182,6 +202,7 @@ pub struct EngineStats {
 pub struct Generation {
     pub(crate) events: tokio::sync::mpsc::UnboundedReceiver<Event>,
     pub(crate) cancel: Arc<std::sync::atomic::AtomicBool>,
+    pub(crate) started: Arc<OnceLock<Instant>>,
 }
 
 impl Generation {
@@ -190,7 +211,12 @@ impl Generation {
         self.events.recv().await
     }
 
-    /// The same for callers without an async runtime.
+    /// When its first token was put into a forward pass; `None` while it waits.
+    pub fn started(&self) -> Option<Instant> {
+        self.started.get().copied()
+    }
+
+    /// The same as [`Generation::next`] for callers without an async runtime.
     pub fn next_blocking(&mut self) -> Option<Event> {
         self.events.blocking_recv()
     }

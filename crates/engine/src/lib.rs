@@ -10,6 +10,7 @@
 //! - [`loader`]: weights from disk into panel layout, within the device's budget.
 //! - [`footprint`]: how many bytes serving takes.
 //! - [`score`]: logits of given tokens, through the same runner.
+//! - `pool`: the vectors of a prompt's tokens → one.
 //! - `sequence`: one request on its way from prompt to end.
 //!
 //! # A request's way
@@ -36,6 +37,7 @@ pub mod scheduler;
 pub mod score;
 
 mod error;
+mod pool;
 mod sequence;
 
 pub use engine::{Engine, EngineConfig, EngineHandle};

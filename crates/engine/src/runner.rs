@@ -26,9 +26,12 @@ pub struct SequenceStep {
     pub table: BlockTable,
     /// Which of `tokens` want the logits that follow them.
     pub logits: Range<usize>,
+    /// Instead of logits those tokens want their own vectors, the final norm's output.
+    pub vectors: bool,
 }
 
-/// Receives logits: index of the sequence in the step, index of the token in it, `[vocab]`.
+/// Receives logits: index of the sequence in the step, index of the token in it, `[vocab]`, or `[d_model]` where
+/// vectors were asked for.
 pub type EachRow<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
 
 /// Whatever turns tokens into logits, one step at a time.
@@ -88,13 +91,19 @@ impl Forward for Runner {
     fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow) {
         let x = self.hidden(step);
         let (parts, device) = (self.model.parts(), x.device());
-        for wanted in wanted_rows(step).chunks(HEAD_ROWS) {
-            let rows: Vec<i32> = wanted.iter().map(|w| w.row as i32).collect();
-            let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [wanted.len()]), &device);
-            let logits = parts.head.logits(x.clone().select(0, rows)).into_data();
-            let logits = logits.try_into_vec::<f32>().expect("inference runs in f32");
-            for (w, logits) in wanted.iter().zip(logits.chunks_exact(parts.config.vocab_size)) {
-                each(w.sequence, w.token, logits);
+        let (vectors, logits): (Vec<_>, Vec<_>) =
+            wanted_rows(step).into_iter().partition(|w| step[w.sequence].vectors);
+        for (wanted, width) in [(logits, parts.config.vocab_size), (vectors, parts.config.hidden_size)] {
+            for wanted in wanted.chunks(HEAD_ROWS) {
+                let rows: Vec<i32> = wanted.iter().map(|w| w.row as i32).collect();
+                let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [wanted.len()]), &device);
+                let rows = x.clone().select(0, rows);
+                let vectors = step[wanted[0].sequence].vectors;
+                let rows = if vectors { parts.head.vectors(rows) } else { parts.head.logits(rows) };
+                let rows = rows.into_data().try_into_vec::<f32>().expect("inference runs in f32");
+                for (w, row) in wanted.iter().zip(rows.chunks_exact(width)) {
+                    each(w.sequence, w.token, row);
+                }
             }
         }
     }

@@ -61,6 +61,7 @@ impl Scorer {
                 prompt: tokens.len(),
                 table: self.table.clone(),
                 logits: part(wanted.start)..part(wanted.end),
+                vectors: false,
             };
             self.runner.forward(&[step], &mut |_, token, logits| each(start + token, logits));
         }

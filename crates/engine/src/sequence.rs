@@ -1,13 +1,18 @@
 //! One request on its way: its tokens, its sampler, and what it tells its caller.
 
-use crate::api::{Event, FinishReason, Generation, Request, TokenLogprobs};
+use crate::api::{
+    Constraint, Event, FinishReason, Generation, Pooling, Request, Sampling, SubmitError, TokenLogprobs,
+};
+use crate::pool::Pool;
 use crate::runner::SequenceStep;
 use crate::sampler::logprobs::LogSoftmax;
 use crate::sampler::{SampleError, Sampler};
 use crate::scheduler::Part;
+use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 /// A request and what has become of it.
@@ -17,7 +22,11 @@ pub struct Sequence {
     prompt: usize,
     max_tokens: usize,
     stop_tokens: Vec<u32>,
+    min_tokens: usize,
     sampler: Sampler,
+    constraint: Option<Box<dyn Constraint>>,
+    /// The vector in the making, if that is what is wanted.
+    pool: Option<Pool>,
     logprobs: Option<usize>,
     scoring: Option<Scoring>,
     /// What this step's logits led to, until the step is over.
@@ -25,6 +34,7 @@ pub struct Sequence {
     /// Unbounded, yet never more than a prompt report and `max_tokens` events: a slow reader stops nobody.
     events: UnboundedSender<Event>,
     cancel: Arc<AtomicBool>,
+    started: Arc<OnceLock<Instant>>,
 }
 
 /// Log-probabilities of the prompt, in the making.
@@ -55,11 +65,39 @@ pub enum Outcome {
 }
 
 impl Sequence {
+    /// A sequence whose vector is wanted.
+    pub fn embedding(prompt: Vec<u32>, pooling: Pooling) -> (Self, Generation) {
+        let request = Request {
+            prompt,
+            max_tokens: 0,
+            stop_tokens: Vec::new(),
+            sampling: Sampling::default(),
+            logprobs: None,
+            prompt_logprobs: None,
+        };
+        let (mut sequence, generation) = Self::constrained(request, None);
+        sequence.pool = Some(Pool::new(pooling, sequence.prompt));
+        (sequence, generation)
+    }
+
     /// A sequence with the caller's end of it.
-    pub fn new(request: Request) -> (Self, Generation) {
+    ///
+    /// # Errors
+    /// [`SubmitError::Sampling`] when its grammar cannot be used.
+    pub fn new(request: Request) -> Result<(Self, Generation), SubmitError> {
+        let constraint = request.sampling.grammar.as_ref().map(|grammar| grammar.begin());
+        let constraint = constraint.transpose().map_err(|what| SubmitError::Sampling { what })?;
+        Ok(Self::constrained(request, constraint))
+    }
+
+    fn constrained(request: Request, constraint: Option<Box<dyn Constraint>>) -> (Self, Generation) {
         let (events, receiver) = unbounded_channel();
         let cancel = Arc::new(AtomicBool::new(false));
+        let started = Arc::new(OnceLock::new());
         let sequence = Self {
+            constraint,
+            min_tokens: request.sampling.min_tokens,
+            pool: None,
             sampler: Sampler::new(request.sampling, &request.prompt),
             prompt: request.prompt.len(),
             tokens: request.prompt,
@@ -70,8 +108,9 @@ impl Sequence {
             chosen: None,
             events,
             cancel: cancel.clone(),
+            started: started.clone(),
         };
-        (sequence, Generation { events: receiver, cancel })
+        (sequence, Generation { events: receiver, cancel, started })
     }
 
     /// Tokens of the prompt.
@@ -87,18 +126,23 @@ impl Sequence {
     /// Its tokens at the planned positions.
     pub fn step(&self, part: Part) -> SequenceStep {
         let Range { start, end } = part.positions;
+        self.started.get_or_init(Instant::now);
         SequenceStep {
             tokens: self.tokens[start..end].to_vec(),
             first_position: start,
             prompt: self.prompt,
             table: part.table,
             logits: self.wanted(start, end),
+            vectors: self.pool.is_some(),
         }
     }
 
     /// Which tokens of `start..end` want logits, counted from `start`: those before a prompt token if the prompt
     /// is scored, and the last one known if another is to be chosen.
     fn wanted(&self, start: usize, end: usize) -> Range<usize> {
+        if let Some(pool) = &self.pool {
+            return pool.first_wanted().clamp(start, end) - start..end - start;
+        }
         let chooses = end == self.tokens.len() && self.max_tokens > 0;
         let scored = if self.scoring.is_some() { end.min(self.prompt - 1) } else { start };
         let until = if chooses { end } else { scored.max(start) };
@@ -106,8 +150,11 @@ impl Sequence {
         from - start..until - start
     }
 
-    /// Takes the logits that follow the token at `position`.
+    /// Takes the logits that follow the token at `position`, or the vector of that token.
     pub fn take_logits(&mut self, position: usize, logits: &[f32]) {
+        if let Some(pool) = &mut self.pool {
+            return pool.add(logits);
+        }
         if let Err(error) = self.read_logits(position, logits) {
             let what = format!("the logits after token {position} cannot be used: {error}");
             self.chosen.get_or_insert(Err(what));
@@ -121,13 +168,31 @@ impl Sequence {
             scoring.rows.push(Some(LogSoftmax::new(logits)?.report(self.tokens[next], scoring.alternatives)));
             return Ok(());
         }
-        let token = self.sampler.choose(logits, next)?;
+        let allowed = self.allowed(logits)?;
+        let token = self.sampler.choose(&allowed, next)?;
         let logprobs = match self.logprobs {
             Some(alternatives) => Some(LogSoftmax::new(logits)?.report(token, alternatives)),
             None => None,
         };
         self.chosen.get_or_insert(Ok(Chosen { token, logprobs }));
         Ok(())
+    }
+
+    /// The logits with what must not come next at −∞.
+    fn allowed<'a>(&mut self, logits: &'a [f32]) -> Result<Cow<'a, [f32]>, SampleError> {
+        let mut logits = Cow::Borrowed(logits);
+        if self.tokens.len() - self.prompt < self.min_tokens {
+            let logits = logits.to_mut();
+            for &token in &self.stop_tokens {
+                if let Some(logit) = logits.get_mut(token as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        if let Some(constraint) = &mut self.constraint {
+            constraint.mask(logits.to_mut()).map_err(SampleError::Constraint)?;
+        }
+        Ok(logits)
     }
 
     /// Draws the conclusion of a step that computed everything before position `computed`, and tells the caller.
@@ -142,6 +207,9 @@ impl Sequence {
         if let Some(scoring) = self.scoring.take() {
             self.send(Event::Prompt(scoring.rows));
         }
+        if let Some(pool) = self.pool.take() {
+            self.send(Event::Embedding(pool.finish()));
+        }
         let Some(Ok(Chosen { token, logprobs })) = self.chosen.take() else {
             return self.finish(FinishReason::Length, false);
         };
@@ -151,6 +219,11 @@ impl Sequence {
         self.tokens.push(token);
         self.sampler.record(token);
         self.send(Event::Token { id: token, logprobs });
+        match self.constraint.as_mut().map(|constraint| constraint.advance(token)) {
+            Some(Err(why)) => return self.fail(why),
+            Some(Ok(true)) => return self.finish(FinishReason::Stop, true),
+            _ => {}
+        }
         match self.tokens.len() - self.prompt < self.max_tokens {
             true => Outcome::Grew,
             false => self.finish(FinishReason::Length, true),

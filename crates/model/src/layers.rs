@@ -78,6 +78,11 @@ impl Head {
         self.weight.project(self.norm.forward(x))
     }
 
+    /// What the output matrix is applied to: `x`, `[rows, d_model]`, normalised. A token's embedding.
+    pub fn vectors(&self, x: Tensor<2>) -> Tensor<2> {
+        self.norm.forward(x)
+    }
+
     /// Sum over rows of the negative log-likelihood of `targets` (negative = not counted), `[1]`. Logits are
     /// never kept. `x`: `[rows, d_model]`, one target per row.
     pub fn nll_sum(&self, x: Tensor<2>, targets: Arc<[i32]>) -> Tensor<1> {

@@ -39,6 +39,11 @@ impl ApiError {
         Self { param: Some(param.into()), ..Self::bad_request(message) }
     }
 
+    /// The same error about another field.
+    pub(crate) fn about(self, param: &str) -> Self {
+        Self { param: Some(param.to_owned()), ..self }
+    }
+
     /// 401.
     pub(crate) fn unauthorized(message: &str) -> Self {
         let error = Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message);

@@ -1,7 +1,7 @@
 //! Which path leads where.
 
 use crate::error::ApiError;
-use crate::routes::{chat, completions, models, operations, tokenizer};
+use crate::routes::{chat, completions, embeddings, models, operations, tokenizer};
 use crate::state::AppState;
 use crate::{auth, metrics, request_id};
 use axum::Router;
@@ -17,6 +17,7 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/tokenize", post(tokenizer::tokenize))
         .route("/detokenize", post(tokenizer::detokenize))
         .route("/tokenizer_info", get(tokenizer::tokenizer_info))

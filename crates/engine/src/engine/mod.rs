@@ -12,7 +12,7 @@
 
 mod worker;
 
-use crate::api::{EngineStats, Generation, Request, SubmitError};
+use crate::api::{EngineStats, Generation, Pooling, Request, SubmitError};
 use crate::error::Error;
 use crate::footprint::{self, Wishes};
 use crate::loader::LoadedModel;
@@ -88,7 +88,11 @@ impl Engine {
             kv_bytes: config.kv_bytes,
         };
         let grant = footprint::grant(model.config(), wishes, model.ledger())?;
-        let facts = Facts { context_limit: grant.context_limit, vocab_size: model.config().vocab_size };
+        let facts = Facts {
+            context_limit: grant.context_limit,
+            vocab_size: model.config().vocab_size,
+            hidden_size: model.config().hidden_size,
+        };
         let stats = EngineStats {
             weight_bytes: model.weight_bytes(),
             kv_bytes: grant.blocks as u64 * footprint::kv_block_bytes(model.config()),
@@ -119,6 +123,7 @@ impl Engine {
 struct Facts {
     context_limit: usize,
     vocab_size: usize,
+    hidden_size: usize,
 }
 
 /// How far an engine is on its way from start to end. Only ever moves down this list.
@@ -194,9 +199,26 @@ impl EngineHandle {
     /// # Errors
     /// [`SubmitError`]: the request cannot be served, or not now. Nothing was queued then.
     pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
-        self.check(&request)?;
+        self.check(&request.prompt, request.max_tokens)?;
+        sampler::validate(&request.sampling, self.owner.facts.vocab_size)?;
         let max_tokens = request.max_tokens;
-        let (sequence, generation) = Sequence::new(request);
+        self.enqueue(Sequence::new(request)?, max_tokens)
+    }
+
+    /// Queues a prompt whose vector is wanted: it sends [`Event::Embedding`](crate::api::Event::Embedding).
+    ///
+    /// # Errors
+    /// As [`EngineHandle::submit`].
+    pub fn embed(&self, prompt: Vec<u32>, pooling: Pooling) -> Result<Generation, SubmitError> {
+        self.check(&prompt, 0)?;
+        self.enqueue(Sequence::embedding(prompt, pooling), 0)
+    }
+
+    fn enqueue(
+        &self,
+        (sequence, generation): (Sequence, Generation),
+        max_tokens: usize,
+    ) -> Result<Generation, SubmitError> {
         let mut state = self.owner.shared.lock();
         if state.mode != Mode::Open {
             return Err(SubmitError::Stopped);
@@ -210,14 +232,14 @@ impl EngineHandle {
         Ok(generation)
     }
 
-    fn check(&self, request: &Request) -> Result<(), SubmitError> {
-        let Facts { context_limit: limit, vocab_size } = self.owner.facts;
-        check_tokens(&request.prompt, vocab_size)?;
-        let (prompt, max_tokens) = (request.prompt.len(), request.max_tokens);
+    fn check(&self, prompt: &[u32], max_tokens: usize) -> Result<(), SubmitError> {
+        let Facts { context_limit: limit, vocab_size, .. } = self.owner.facts;
+        check_tokens(prompt, vocab_size)?;
+        let prompt = prompt.len();
         if prompt.saturating_add(max_tokens) > limit {
             return Err(SubmitError::TooLong { prompt, max_tokens, limit });
         }
-        sampler::validate(&request.sampling, vocab_size)
+        Ok(())
     }
 
     /// Counters and gauges of this moment.
@@ -240,6 +262,11 @@ impl EngineHandle {
     /// Token ids are below this.
     pub fn vocab_size(&self) -> usize {
         self.owner.facts.vocab_size
+    }
+
+    /// Length of an embedding.
+    pub fn hidden_size(&self) -> usize {
+        self.owner.facts.hidden_size
     }
 
     /// Takes no more requests, finishes those it has and ends. Blocks until then.

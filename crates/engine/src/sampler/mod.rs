@@ -3,6 +3,7 @@
 //! # Layout
 //! - here: [`Sampler`], one sequence's sampling parameters and what they remember.
 //! - [`logprobs`]: log-probabilities under the raw distribution.
+//! - [`constraint`]: what the output must conform to.
 //! - `candidates`: top-k, top-p and min-p over sorted candidates.
 //! - `random`: one uniform number per (seed, position).
 //!
@@ -10,6 +11,7 @@
 //! A choice depends on the row of logits, the request's parameters and seed, the tokens so far and the position:
 //! never on other requests. Sums are in f64 and in one fixed order. Among equal logits the lower id wins.
 
+pub mod constraint;
 pub mod logprobs;
 
 mod candidates;
@@ -22,7 +24,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
 /// Logits no token can be drawn from.
-#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum SampleError {
     /// NaN or +∞ among them.
     #[error("the logit of token {token} is {value}; the weights or a sampling parameter are at fault")]
@@ -35,6 +37,9 @@ pub enum SampleError {
     /// Every token is at −∞.
     #[error("no token is possible: every logit is -inf")]
     NothingPossible,
+    /// The grammar could not go on.
+    #[error("{0}")]
+    Constraint(String),
 }
 
 /// One sequence's way of choosing tokens.

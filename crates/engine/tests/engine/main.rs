@@ -1,6 +1,7 @@
 //! The engine on the tiny models of `tests/fixtures`, held against `transformers`, the training forward and itself.
 
 mod budget;
+mod embedding;
 mod fixtures;
 mod formats;
 mod generation;

@@ -121,7 +121,7 @@ impl Task {
                 Event::Prompt(logprobs) if waits_for_logprobs => {
                     self.begin(&sequence, &mut text, logprobs)?
                 }
-                Event::Prompt(_) => {}
+                Event::Prompt(_) | Event::Embedding(_) => {}
                 Event::Token { id, logprobs } => {
                     self.timing.token();
                     if self.token(&sequence, &mut text, id, logprobs)? {

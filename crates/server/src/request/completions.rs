@@ -35,7 +35,7 @@ pub(crate) fn parse(body: &[u8], vocab_size: usize) -> Result<CompletionRequest,
     refuse_unsupported(&mut fields)?;
     Ok(CompletionRequest {
         model: fields.string("model")?,
-        prompts: prompt::take(&mut fields, vocab_size)?,
+        prompts: prompt::take(&mut fields, "prompt", vocab_size)?,
         max_tokens: fields.count("max_tokens", usize::MAX)?,
         echo: fields.boolean("echo")?.unwrap_or(false),
         logprobs: fields.count("logprobs", MOST_LOGPROBS)?,
@@ -91,6 +91,7 @@ mod tests {
             frequency_penalty: 2.0,
             logit_bias: vec![(5, -100.0), (319, 1.5)],
             seed: Some(u64::MAX),
+            ..Default::default()
         };
         let options = accepted(body).options;
         assert_eq!(options.sampling, expected);

@@ -90,6 +90,8 @@ fn sampling(fields: &mut Fields, vocab_size: usize) -> Result<Sampling, ApiError
             .unwrap_or(default.frequency_penalty),
         logit_bias: logit_bias(fields, vocab_size)?,
         seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map(|seed| seed as u64),
+        min_tokens: 0,
+        grammar: None,
     })
 }
 

@@ -18,26 +18,32 @@ pub(crate) enum Prompt {
 
 const EXPECTED: &str = "a string, a list of strings, a list of token ids or a list of lists of token ids";
 
-/// Takes `prompt` out of a request.
-pub(crate) fn take(fields: &mut Fields, vocab_size: usize) -> Result<Vec<Prompt>, ApiError> {
-    match fields.take("prompt") {
-        None => Err(fields.refuse("prompt", format!("\"prompt\" is missing; it must be {EXPECTED}"))),
+/// Takes `prompt`, or `input` as embeddings call it, out of a request.
+pub(crate) fn take(fields: &mut Fields, name: &str, vocab_size: usize) -> Result<Vec<Prompt>, ApiError> {
+    match fields.take(name) {
+        None => Err(fields.refuse(name, format!("{name:?} is missing; it must be {EXPECTED}"))),
         Some(Value::String(text)) => Ok(vec![Prompt::Text(text)]),
-        Some(Value::Array(list)) => from_list(fields, list, vocab_size),
-        Some(other) => Err(fields.wrong("prompt", EXPECTED, &other)),
+        Some(Value::Array(list)) => from_list(fields, name, list, vocab_size),
+        Some(other) => Err(fields.wrong(name, EXPECTED, &other)),
     }
 }
 
-fn from_list(fields: &Fields, list: Vec<Value>, vocab_size: usize) -> Result<Vec<Prompt>, ApiError> {
+fn from_list(
+    fields: &Fields,
+    name: &str,
+    list: Vec<Value>,
+    vocab_size: usize,
+) -> Result<Vec<Prompt>, ApiError> {
+    let ids = |list: &[Value]| tokens(list, vocab_size).map_err(|error| error.about(name));
     match list.first() {
-        None => Err(fields.refuse("prompt", "\"prompt\" is an empty list")),
-        Some(Value::Number(_)) => Ok(vec![Prompt::Tokens(tokens(&list, vocab_size)?)]),
+        None => Err(fields.refuse(name, format!("{name:?} is an empty list"))),
+        Some(Value::Number(_)) => Ok(vec![Prompt::Tokens(ids(&list)?)]),
         Some(_) => list
             .into_iter()
             .map(|item| match item {
                 Value::String(text) => Ok(Prompt::Text(text)),
-                Value::Array(ids) => Ok(Prompt::Tokens(tokens(&ids, vocab_size)?)),
-                other => Err(fields.wrong("prompt", EXPECTED, &other)),
+                Value::Array(list) => Ok(Prompt::Tokens(ids(&list)?)),
+                other => Err(fields.wrong(name, EXPECTED, &other)),
             })
             .collect(),
     }

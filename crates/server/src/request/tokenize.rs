@@ -48,5 +48,5 @@ pub(crate) fn parse_detokenize(body: &[u8], vocab_size: usize) -> Result<Vec<u32
     let list = fields
         .list("tokens")?
         .ok_or_else(|| fields.refuse("tokens", "\"tokens\" is missing; it must be a list of token ids"))?;
-    tokens(&list, vocab_size).map_err(|error| ApiError { param: Some("tokens".into()), ..error })
+    tokens(&list, vocab_size).map_err(|error| error.about("tokens"))
 }
