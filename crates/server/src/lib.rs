@@ -9,6 +9,7 @@
 //! - [`serve`]: accept, drain, stop. `router`: which path leads where; `routes`: one file per group of paths.
 //! - `request`: JSON → checked values. A field that is known and wrong is a 400 that names it; an unknown one is
 //!   ignored, because clients send many.
+//! - `constrain`: output that must conform to a format.
 //! - `generation`: one task per sequence turns engine events into text: decoding, stop strings, offsets.
 //! - `response`: the shapes clients rely on, one file per API, and SSE.
 //! - `error`: every failure as `{"error": {message, type, param, code}}`. Clients retry 408, 409, 429 and ≥ 500, so
@@ -23,6 +24,7 @@
 
 mod auth;
 pub mod config;
+mod constrain;
 pub mod error;
 mod generation;
 mod metrics;

@@ -1,10 +1,12 @@
 //! What handlers share.
 
 use crate::config::ServerConfig;
+use crate::constrain::Grammars;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use hearth_data::{ChatTemplate, Tokenizer};
 use hearth_engine::EngineHandle;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,6 +24,31 @@ pub struct Service {
     pub eos_tokens: Vec<u32>,
 }
 
+/// A model with what is made of it once.
+pub(crate) struct Loaded {
+    service: Service,
+    /// Made by the first request that asks for a format.
+    grammars: OnceLock<Result<Grammars, ApiError>>,
+}
+
+impl Deref for Loaded {
+    type Target = Service;
+
+    fn deref(&self) -> &Service {
+        &self.service
+    }
+}
+
+impl Loaded {
+    /// Compiles output formats for the model's vocabulary.
+    ///
+    /// # Errors
+    /// 400 when the model has no tokenizer or no token to end with.
+    pub(crate) fn grammars(&self) -> Result<&Grammars, ApiError> {
+        self.grammars.get_or_init(|| Grammars::new(&self.service)).as_ref().map_err(Clone::clone)
+    }
+}
+
 /// State of a server, cheap to clone. It starts without a model; [`AppState::ready`] hands one in.
 #[derive(Clone)]
 pub struct AppState {
@@ -30,7 +57,7 @@ pub struct AppState {
 
 struct Shared {
     config: ServerConfig,
-    service: OnceLock<Arc<Service>>,
+    service: OnceLock<Arc<Loaded>>,
     metrics: Arc<Metrics>,
     phase: watch::Sender<Phase>,
     created: u64,
@@ -65,7 +92,8 @@ impl AppState {
 
     /// Hands in the loaded model; from now on `/health` answers 200. Later calls change nothing.
     pub fn ready(&self, service: Service) {
-        let _ = self.shared.service.set(Arc::new(service));
+        let loaded = Loaded { service, grammars: OnceLock::new() };
+        let _ = self.shared.service.set(Arc::new(loaded));
     }
 
     /// The settings.
@@ -74,7 +102,7 @@ impl AppState {
     }
 
     /// The model, if it is loaded and the server is not shutting down.
-    pub(crate) fn service(&self) -> Result<Arc<Service>, ApiError> {
+    pub(crate) fn service(&self) -> Result<Arc<Loaded>, ApiError> {
         if *self.shared.phase.borrow() != Phase::Open {
             return Err(ApiError::shutting_down());
         }
@@ -82,7 +110,7 @@ impl AppState {
     }
 
     /// The model, whatever the phase.
-    pub(crate) fn loaded(&self) -> Option<Arc<Service>> {
+    pub(crate) fn loaded(&self) -> Option<Arc<Loaded>> {
         self.shared.service.get().cloned()
     }
 

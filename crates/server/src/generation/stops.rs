@@ -4,6 +4,8 @@
 #[derive(Debug)]
 pub(super) struct StopMatcher {
     stops: Vec<String>,
+    /// The stop string is let through too.
+    include: bool,
     /// The longest end of the text so far that may still become a stop string.
     held: String,
 }
@@ -18,8 +20,8 @@ pub(super) struct Passed {
 }
 
 impl StopMatcher {
-    pub(super) fn new(stops: Vec<String>) -> Self {
-        Self { stops, held: String::new() }
+    pub(super) fn new(stops: Vec<String>, include: bool) -> Self {
+        Self { stops, include, held: String::new() }
     }
 
     /// Takes the next piece.
@@ -28,9 +30,9 @@ impl StopMatcher {
             return Passed { text: piece.to_owned(), stopped: false };
         }
         self.held.push_str(piece);
-        let first = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(start) = first {
-            self.held.truncate(start);
+        let found = |stop: &String| self.held.find(stop.as_str()).map(|start| (start, start + stop.len()));
+        if let Some((start, end)) = self.stops.iter().filter_map(found).min() {
+            self.held.truncate(if self.include { end } else { start });
             return Passed { text: std::mem::take(&mut self.held), stopped: true };
         }
         let rest = self.held.split_off(self.held.len() - self.open_end());
@@ -58,7 +60,7 @@ mod tests {
 
     /// Feeds `pieces`; gives what was shown after each, then the rest, and whether a stop was met.
     fn check(stops: &[&str], pieces: &[&str], shown: &[&str], rest: &str, stopped: bool) {
-        let mut matcher = StopMatcher::new(stops.iter().map(|s| s.to_string()).collect());
+        let mut matcher = StopMatcher::new(stops.iter().map(|s| s.to_string()).collect(), false);
         let mut met = false;
         let mut out = Vec::new();
         for piece in pieces {
@@ -95,16 +97,23 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_string_may_stay() {
+        let mut matcher = StopMatcher::new(vec!["END".into(), "END!".into()], true);
+        assert_eq!(matcher.push("xE"), Passed { text: "x".into(), stopped: false });
+        assert_eq!(matcher.push("ND! y"), Passed { text: "END".into(), stopped: true });
+    }
+
+    #[test]
     fn however_the_text_is_cut_the_result_is_the_same() {
         let text = "one two\n\nthree <|stop|> four ÿ";
         for stops in [vec!["\n\n"], vec!["<|stop|>", "four"], vec!["ÿ"], vec!["zzz", "<|stop"]] {
             let whole = {
-                let mut m = StopMatcher::new(stops.iter().map(|s| s.to_string()).collect());
+                let mut m = StopMatcher::new(stops.iter().map(|s| s.to_string()).collect(), false);
                 let passed = m.push(text);
                 passed.text + if passed.stopped { "" } else { m.held.as_str() }
             };
             for size in 1..6 {
-                let mut m = StopMatcher::new(stops.iter().map(|s| s.to_string()).collect());
+                let mut m = StopMatcher::new(stops.iter().map(|s| s.to_string()).collect(), false);
                 let chars: Vec<char> = text.chars().collect();
                 let mut out = String::new();
                 let mut stopped = false;

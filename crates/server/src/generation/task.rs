@@ -1,10 +1,12 @@
 //! Drives one sequence: submits it, turns events into text, measures, cancels.
 
+use super::stops::StopMatcher;
 use super::text::SequenceText;
 use super::{Finish, Piece, Update};
+use crate::constrain::AT_FAULT;
 use crate::error::ApiError;
 use crate::metrics::Timing;
-use crate::state::{AppState, Phase, SequenceGuard, Service};
+use crate::state::{AppState, Loaded, Phase, SequenceGuard};
 use hearth_engine::api::{Event, FinishReason, Generation, Request, SubmitError, TokenLogprobs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +24,8 @@ pub(crate) struct Sequence {
     /// The prompt in the client's words.
     pub(crate) prompt_text: Option<String>,
     pub(crate) stops: Vec<String>,
+    /// The stop string stays at the end of the text.
+    pub(crate) include_stop: bool,
     /// Tokens that end the sequence but are reported with their log-probability. A harness that scores prompts reads
     /// one more entry than there are prompt tokens, whatever that last token is.
     pub(crate) reported_stop_tokens: Vec<u32>,
@@ -37,7 +41,7 @@ pub(crate) type Updates = UnboundedReceiver<(usize, Update)>;
 /// When the engine does not take the first one. The others wait for room.
 pub(crate) fn start(
     state: &AppState,
-    service: &Arc<Service>,
+    service: &Arc<Loaded>,
     sequences: Vec<Sequence>,
     arrived: Instant,
 ) -> Result<Updates, ApiError> {
@@ -76,7 +80,7 @@ impl Outlet {
 
 struct Task {
     state: AppState,
-    service: Arc<Service>,
+    service: Arc<Loaded>,
     out: Outlet,
     room: Arc<Semaphore>,
     phase: watch::Receiver<Phase>,
@@ -110,8 +114,9 @@ impl Task {
             Some(generation) => generation,
             None => self.submit(&sequence.request).await?,
         };
-        let mut text =
-            SequenceText::new(self.service.tokenizer.as_ref(), sequence.skip_special, sequence.stops.clone());
+        let stops = StopMatcher::new(sequence.stops.clone(), sequence.include_stop);
+        let mut text = SequenceText::new(self.service.tokenizer.as_ref(), sequence.skip_special, stops)
+            .at_least(sequence.request.sampling.min_tokens);
         let waits_for_logprobs = sequence.request.prompt_logprobs.is_some();
         if !waits_for_logprobs {
             self.begin(&sequence, &mut text, Vec::new())?;
@@ -131,6 +136,10 @@ impl Task {
                 Event::Finished { reason, cached_tokens } => {
                     self.end(text.finish().map_err(internal)?, Finish { reason, cached_tokens });
                     return Ok(());
+                }
+                // Trying again would fail again.
+                Event::Failed(why) if why.contains(AT_FAULT) => {
+                    return Err(ApiError::bad_request(why));
                 }
                 Event::Failed(why) => return Err(ApiError::internal(why)),
             }

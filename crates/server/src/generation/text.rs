@@ -1,6 +1,6 @@
 //! From token ids to text that may be shown.
 
-use super::stops::StopMatcher;
+use super::stops::{Passed, StopMatcher};
 use super::{Echo, Piece};
 use hearth_data::{Error, StreamDecoder, Tokenizer};
 use hearth_engine::api::TokenLogprobs;
@@ -32,19 +32,26 @@ pub(super) struct SequenceText {
     /// Tokens whose text is not shown yet.
     waiting: VecDeque<ScoredToken>,
     generated: usize,
+    min_tokens: usize,
 }
 
 impl SequenceText {
     /// The text that follows `prompt`.
-    pub(super) fn new(tokenizer: Option<&Tokenizer>, skip_special: bool, stops: Vec<String>) -> Self {
+    pub(super) fn new(tokenizer: Option<&Tokenizer>, skip_special: bool, stops: StopMatcher) -> Self {
         Self {
             decoder: tokenizer.map(|tokenizer| tokenizer.stream(skip_special)),
-            stops: StopMatcher::new(stops),
+            stops,
             decoded: 0,
             shown: 0,
             waiting: VecDeque::new(),
             generated: 0,
+            min_tokens: 0,
         }
+    }
+
+    /// The same, where stop strings among the first `min_tokens` tokens do not count.
+    pub(super) fn at_least(self, min_tokens: usize) -> Self {
+        Self { min_tokens, ..self }
     }
 
     /// Reads the end of the prompt without showing it.
@@ -87,7 +94,10 @@ impl SequenceText {
         self.waiting.push_back(ScoredToken { id, offset: self.decoded, logprobs });
         let text = self.decode(id)?;
         self.decoded += text.chars().count();
-        let passed = self.stops.push(&text);
+        let passed = match self.generated < self.min_tokens {
+            true => Passed { text, stopped: false },
+            false => self.stops.push(&text),
+        };
         let all = !passed.stopped && self.shown + passed.text.chars().count() == self.decoded;
         Ok((self.show(passed.text, all), passed.stopped))
     }

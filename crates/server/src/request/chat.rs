@@ -2,7 +2,7 @@
 
 use super::completions::MOST_LOGPROBS;
 use super::fields::{Fields, describe};
-use super::options::{Options, refuse_response_format};
+use super::options::Options;
 use super::prompt;
 use crate::error::{ApiError, excerpt};
 use crate::state::Service;
@@ -36,7 +36,6 @@ pub(crate) struct Conversation {
 /// 400 that names the field.
 pub(crate) fn parse(body: &[u8], vocab_size: usize) -> Result<ChatRequest, ApiError> {
     let mut fields = Fields::parse(body)?;
-    refuse_response_format(&mut fields)?;
     Ok(ChatRequest {
         model: fields.string("model")?,
         conversation: conversation(&mut fields)?,
@@ -286,11 +285,6 @@ mod tests {
             (json!({"messages": hi(), "tools": ["x"]}), "tools", "objects"),
             (json!({"messages": hi(), "tool_choice": "required"}), "tool_choice", "\"required\""),
             (json!({"messages": hi(), "tool_choice": {"type": "function"}}), "tool_choice", "an object"),
-            (
-                json!({"messages": hi(), "response_format": {"type": "json_schema"}}),
-                "response_format",
-                "json_schema",
-            ),
             (json!({"messages": hi(), "chat_template_kwargs": 1}), "chat_template_kwargs", "an object"),
         ] {
             let error = parse(body.to_string().as_bytes(), 320).expect_err(&body.to_string());

@@ -23,6 +23,8 @@ pub(crate) struct CompletionRequest {
     pub(crate) logprobs: Option<usize>,
     /// Add BOS to text prompts where the tokenizer asks for it. Never to token ids.
     pub(crate) add_special_tokens: bool,
+    /// Choices generated per prompt, of which the best `n` are given.
+    pub(crate) best_of: usize,
     pub(crate) options: Options,
 }
 
@@ -32,8 +34,10 @@ pub(crate) struct CompletionRequest {
 /// 400 that names the field.
 pub(crate) fn parse(body: &[u8], vocab_size: usize) -> Result<CompletionRequest, ApiError> {
     let mut fields = Fields::parse(body)?;
-    refuse_unsupported(&mut fields)?;
-    Ok(CompletionRequest {
+    refuse_suffix(&mut fields)?;
+    let most = super::options::MOST_CHOICES as i64;
+    let best_of = fields.integer("best_of", 1..=most)?.map(|count| count as usize);
+    let request = CompletionRequest {
         model: fields.string("model")?,
         prompts: prompt::take(&mut fields, "prompt", vocab_size)?,
         max_tokens: fields.count("max_tokens", usize::MAX)?,
@@ -41,17 +45,32 @@ pub(crate) fn parse(body: &[u8], vocab_size: usize) -> Result<CompletionRequest,
         logprobs: fields.count("logprobs", MOST_LOGPROBS)?,
         add_special_tokens: fields.boolean("add_special_tokens")?.unwrap_or(true),
         options: Options::take(&mut fields, vocab_size)?,
-    })
+        best_of: 1,
+    };
+    let best_of = check_best_of(best_of, &request.options)?;
+    Ok(CompletionRequest { best_of, ..request })
 }
 
-fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
+fn check_best_of(best_of: Option<usize>, options: &Options) -> Result<usize, ApiError> {
+    let n = options.n;
+    match best_of {
+        Some(best_of) if best_of < n => {
+            let message = format!("\"best_of\" is {best_of}, it must be at least \"n\", which is {n}");
+            Err(ApiError::field("best_of", message))
+        }
+        Some(best_of) if best_of > n && options.stream.is_some() => {
+            let message = "\"best_of\" above \"n\" cannot be streamed: which are best is known at the end";
+            Err(ApiError::field("best_of", message))
+        }
+        best_of => Ok(best_of.unwrap_or(n)),
+    }
+}
+
+fn refuse_suffix(fields: &mut Fields) -> Result<(), ApiError> {
     if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
         return Err(fields.refuse("suffix", "\"suffix\" (text after the completion) is not supported"));
     }
-    if fields.integer("best_of", 1..=i64::MAX)?.is_some_and(|best_of| best_of > 1) {
-        return Err(fields.refuse("best_of", "\"best_of\" above 1 is not supported; use \"n\""));
-    }
-    super::options::refuse_response_format(fields)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -177,7 +196,15 @@ mod tests {
             (r#"{"prompt": "x", "seed": "s"}"#, Some("seed"), "64 bits"),
             (r#"{"prompt": "x", "n": 0}"#, Some("n"), "from 1 to 128"),
             (r#"{"prompt": "x", "n": 129}"#, Some("n"), "from 1 to 128"),
-            (r#"{"prompt": "x", "best_of": 2}"#, Some("best_of"), "not supported"),
+            (r#"{"prompt": "x", "best_of": 0}"#, Some("best_of"), "from 1 to 128"),
+            (r#"{"prompt": "x", "best_of": 1, "n": 2}"#, Some("best_of"), "at least"),
+            (r#"{"prompt": "x", "best_of": 2, "stream": true}"#, Some("best_of"), "streamed"),
+            (r#"{"prompt": "x", "min_tokens": -1}"#, Some("min_tokens"), "at least 0"),
+            (
+                r#"{"prompt": "x", "include_stop_str_in_output": 1}"#,
+                Some("include_stop_str_in_output"),
+                "a boolean",
+            ),
             (r#"{"prompt": "x", "suffix": "end"}"#, Some("suffix"), "not supported"),
             (r#"{"prompt": "x", "stop": 5}"#, Some("stop"), "list of strings"),
             (r#"{"prompt": "x", "stop": ["a", null]}"#, Some("stop"), "null"),
@@ -193,11 +220,7 @@ mod tests {
             ),
             (r#"{"prompt": "x", "logprobs": 21}"#, Some("logprobs"), "from 0 to 20"),
             (r#"{"prompt": "x", "logprobs": true}"#, Some("logprobs"), "true"),
-            (
-                r#"{"prompt": "x", "response_format": {"type": "json_object"}}"#,
-                Some("response_format"),
-                "json_object",
-            ),
+            (r#"{"prompt": "x", "response_format": {"type": "xml"}}"#, Some("response_format"), "xml"),
         ] {
             let error = parse(body.as_bytes(), VOCAB).expect_err(body);
             assert_eq!(error.status, StatusCode::BAD_REQUEST, "{body}");

@@ -1,12 +1,15 @@
 //! What completions and chat have in common: sampling, stops, streaming.
 
 use super::fields::{Fields, as_token, describe};
+use crate::constrain::format::{self, Asked};
 use crate::error::ApiError;
+use crate::state::Loaded;
 use hearth_engine::api::Sampling;
 use serde_json::Value;
+use std::hash::{BuildHasher, RandomState};
 
 /// Most choices per prompt.
-const MOST_CHOICES: usize = 128;
+pub(crate) const MOST_CHOICES: usize = 128;
 /// Most stop strings, and their longest length in bytes: each generated token is compared with all of them.
 const MOST_STOPS: usize = 32;
 const LONGEST_STOP: usize = 512;
@@ -19,6 +22,10 @@ pub(crate) struct Options {
     pub(crate) n: usize,
     /// Texts that end a choice.
     pub(crate) stop: Vec<String>,
+    /// The stop string stays at the end of the text.
+    pub(crate) include_stop: bool,
+    /// What the output must conform to.
+    pub(crate) format: Asked,
     /// Tokens that end a choice, besides the model's own.
     pub(crate) stop_token_ids: Vec<u32>,
     /// Go on after the model's end-of-sequence token.
@@ -47,6 +54,8 @@ impl Options {
             sampling: sampling(fields, vocab_size)?,
             n: fields.integer("n", 1..=MOST_CHOICES as i64)?.map_or(1, |n| n as usize),
             stop: stop(fields)?,
+            include_stop: fields.boolean("include_stop_str_in_output")?.unwrap_or(false),
+            format: format::take(fields)?,
             stop_token_ids: stop_token_ids(fields)?,
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             skip_special_tokens: fields.boolean("skip_special_tokens")?.unwrap_or(true),
@@ -55,14 +64,37 @@ impl Options {
         })
     }
 
-    /// Whether the text itself matters: stop strings are looked for in it.
+    /// Whether the text itself matters: stop strings are looked for in it, formats are about it.
     pub(crate) fn needs_text(&self) -> bool {
-        !self.stop.is_empty()
+        !self.stop.is_empty() || self.format.is_some()
+    }
+
+    /// Compiles the format and chooses a seed where none was given, so that it can be told afterwards.
+    ///
+    /// # Errors
+    /// 400 when the format cannot be used, or fewer tokens are allowed than are demanded.
+    pub(crate) fn settle(&mut self, service: &Loaded, max_tokens: Option<usize>) -> Result<(), ApiError> {
+        let least = self.sampling.min_tokens;
+        if let Some(most) = max_tokens.filter(|&most| most < least) {
+            let message = format!("\"min_tokens\" is {least}, which is more than the {most} allowed");
+            return Err(ApiError::field("min_tokens", message));
+        }
+        if let Some((format, field)) = &self.format {
+            if least > 0 {
+                let message = format!("\"min_tokens\" cannot be combined with {field:?}");
+                return Err(ApiError::field("min_tokens", message));
+            }
+            self.sampling.grammar = Some(service.grammars()?.compile(format, field)?);
+        }
+        self.sampling.seed.get_or_insert_with(|| RandomState::new().hash_one("a fresh seed"));
+        Ok(())
     }
 
     /// Tokens that end a choice of a model with these end-of-sequence tokens.
     pub(crate) fn stop_tokens(&self, eos_tokens: &[u32]) -> Vec<u32> {
-        let eos_tokens = if self.ignore_eos { &[] } else { eos_tokens };
+        // Where a format is complete nothing but the end may follow.
+        let ignored = self.ignore_eos && self.sampling.grammar.is_none();
+        let eos_tokens = if ignored { &[] } else { eos_tokens };
         [eos_tokens, &self.stop_token_ids].concat()
     }
 
@@ -90,7 +122,7 @@ fn sampling(fields: &mut Fields, vocab_size: usize) -> Result<Sampling, ApiError
             .unwrap_or(default.frequency_penalty),
         logit_bias: logit_bias(fields, vocab_size)?,
         seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map(|seed| seed as u64),
-        min_tokens: 0,
+        min_tokens: fields.count("min_tokens", usize::MAX)?.unwrap_or(0),
         grammar: None,
     })
 }
@@ -166,19 +198,4 @@ fn stream(fields: &mut Fields) -> Result<Option<StreamOptions>, ApiError> {
     };
     // Options without a stream mean nothing and hurt nobody: some clients always send them.
     Ok(on.then_some(options))
-}
-
-/// Output constrained to a format would silently be free text: better refused.
-pub(crate) fn refuse_response_format(fields: &mut Fields) -> Result<(), ApiError> {
-    let Some(mut format) = fields.object("response_format")? else { return Ok(()) };
-    match format.string("type")?.as_deref() {
-        None | Some("text") => Ok(()),
-        Some(other) => {
-            let message = format!(
-                "\"response_format\" of type {} is not supported; only \"text\" is",
-                crate::error::excerpt(other)
-            );
-            Err(fields.refuse("response_format", message))
-        }
-    }
 }

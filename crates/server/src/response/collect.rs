@@ -41,3 +41,26 @@ pub(crate) async fn collect(
         false => Err(ApiError::internal("a sequence ended without a result")),
     }
 }
+
+/// Of each `per_prompt` outcomes the `keep` with the highest log-probability per token, best first.
+pub(crate) fn best(outcomes: Vec<Outcome>, per_prompt: usize, keep: usize) -> Vec<Outcome> {
+    let mut kept = Vec::new();
+    let mut outcomes = outcomes.into_iter().peekable();
+    while outcomes.peek().is_some() {
+        let mut group: Vec<Outcome> = outcomes.by_ref().take(per_prompt).collect();
+        // Stable: among equals the first stays first.
+        group.sort_by(|a, b| b.mean_logprob().total_cmp(&a.mean_logprob()));
+        kept.extend(group.into_iter().take(keep));
+    }
+    kept
+}
+
+impl Outcome {
+    /// Nothing at all is worse than anything.
+    fn mean_logprob(&self) -> f64 {
+        let logprobs =
+            self.tokens.iter().filter_map(|token| Some(f64::from(token.logprobs.as_ref()?.logprob)));
+        let (count, sum) = logprobs.fold((0, 0.0), |(count, sum), logprob| (count + 1, sum + logprob));
+        if count == 0 { f64::NEG_INFINITY } else { sum / f64::from(count) }
+    }
+}

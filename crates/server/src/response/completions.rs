@@ -5,7 +5,7 @@ use super::usage::Usage;
 use super::{FINGERPRINT, Shape, logprobs};
 use crate::generation::{Echo, Piece, ScoredToken};
 use crate::metrics::reason_name;
-use crate::state::Service;
+use crate::state::Loaded;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub(crate) struct CompletionShape {
     pub(crate) id: String,
     pub(crate) created: u64,
     pub(crate) model: String,
-    pub(crate) service: Arc<Service>,
+    pub(crate) service: Arc<Loaded>,
     pub(crate) logprobs: bool,
     /// Also when there is no tokenizer: the ids are then all there is.
     pub(crate) token_ids: bool,

@@ -8,7 +8,7 @@ use crate::request::{body, prompt};
 use crate::request_id::fresh;
 use crate::response::chat::ChatShape;
 use crate::response::usage::Usage;
-use crate::state::{AppState, Service};
+use crate::state::{AppState, Loaded};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -28,6 +28,7 @@ pub(crate) async fn chat(
         let service = service.clone();
         compute(move || prepare(&service, &body)).await?
     };
+    let n = request.options.n;
     let shape = ChatShape {
         id: fresh("chatcmpl-"),
         created: now(),
@@ -37,11 +38,19 @@ pub(crate) async fn chat(
         token_ids: request.options.return_token_ids,
         begun: vec![false; sequences.len()],
     };
-    answer(&state, &service, Job { sequences, usage, arrived }, shape, request.options.stream).await
+    answer(
+        &state,
+        &service,
+        Job { sequences, usage, arrived, per_prompt: n, keep: n },
+        shape,
+        request.options.stream,
+    )
+    .await
 }
 
-fn prepare(service: &Service, body: &[u8]) -> Result<(ChatRequest, Vec<Sequence>, Usage), ApiError> {
-    let request = parse(body, service.engine.vocab_size())?;
+fn prepare(service: &Loaded, body: &[u8]) -> Result<(ChatRequest, Vec<Sequence>, Usage), ApiError> {
+    let mut request = parse(body, service.engine.vocab_size())?;
+    request.options.settle(service, request.max_tokens)?;
     let prompt = request.conversation.ids(service)?;
     // Without a limit the model may use all the context there is.
     let limit = service.engine.context_limit();
@@ -59,6 +68,7 @@ fn prepare(service: &Service, body: &[u8]) -> Result<(ChatRequest, Vec<Sequence>
         echo: false,
         prompt_text: None,
         stops: options.stop.clone(),
+        include_stop: options.include_stop,
         reported_stop_tokens: Vec::new(),
         skip_special: options.skip_special_tokens,
     });

@@ -8,7 +8,7 @@ use crate::request::{body, prompt};
 use crate::request_id::fresh;
 use crate::response::completions::CompletionShape;
 use crate::response::usage::Usage;
-use crate::state::{AppState, Service};
+use crate::state::{AppState, Loaded};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -37,23 +37,32 @@ pub(crate) async fn completions(
         logprobs: request.logprobs.is_some(),
         token_ids: request.options.return_token_ids || service.tokenizer.is_none(),
     };
-    answer(&state, &service, Job { sequences, usage, arrived }, shape, request.options.stream).await
+    answer(
+        &state,
+        &service,
+        Job { sequences, usage, arrived, per_prompt: request.best_of, keep: request.options.n },
+        shape,
+        request.options.stream,
+    )
+    .await
 }
 
 /// Parses and tokenizes, and checks every prompt before the engine sees any.
 fn prepare(
-    service: &Service,
+    service: &Loaded,
     body: &[u8],
     most: usize,
 ) -> Result<(CompletionRequest, Vec<Sequence>, Usage), ApiError> {
-    let request = parse(body, service.engine.vocab_size())?;
+    let mut request = parse(body, service.engine.vocab_size())?;
+    request.options.settle(service, Some(request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)))?;
     if request.options.needs_text() {
         service.text_tokenizer()?;
     }
-    let count = request.prompts.len() * request.options.n;
+    let count = request.prompts.len() * request.best_of;
     if count > most {
-        let message =
-            format!("{count} sequences (prompts times \"n\") in one request; at most {most} are allowed");
+        let message = format!(
+            "{count} sequences (prompts times \"n\" or \"best_of\") in one request; at most {most} are allowed"
+        );
         return Err(ApiError::field("prompt", message));
     }
     let mut sequences = Vec::with_capacity(count);
@@ -63,19 +72,19 @@ fn prepare(
         let limit = service.engine.context_limit();
         let max_tokens = prompt::budget(ids.len(), request.max_tokens, DEFAULT_MAX_TOKENS, limit)?;
         lengths.push(ids.len());
-        for index in 0..request.options.n {
+        for index in 0..request.best_of {
             let mut sequence = sequence(&request, service, ids.clone(), max_tokens, index);
             sequence.prompt_text = prompt.text().filter(|_| request.echo).map(str::to_owned);
             sequences.push(sequence);
         }
     }
-    let usage = Usage::new(&lengths, request.options.n);
+    let usage = Usage::new(&lengths, request.best_of);
     Ok((request, sequences, usage))
 }
 
 fn sequence(
     request: &CompletionRequest,
-    service: &Service,
+    service: &Loaded,
     prompt: Vec<u32>,
     max_tokens: usize,
     index: usize,
@@ -92,7 +101,8 @@ fn sequence(
         max_tokens,
         stop_tokens,
         sampling: options.sampling_of(index),
-        logprobs: request.logprobs,
+        // The best are found by their log-probabilities.
+        logprobs: request.logprobs.or((request.best_of > options.n).then_some(0)),
         prompt_logprobs: request.logprobs.filter(|_| request.echo),
     };
     Sequence {
@@ -100,6 +110,7 @@ fn sequence(
         echo: request.echo,
         prompt_text: None,
         stops: options.stop.clone(),
+        include_stop: options.include_stop,
         reported_stop_tokens,
         skip_special: options.skip_special_tokens,
     }

@@ -4,7 +4,7 @@ use super::{compute, model_name};
 use crate::error::ApiError;
 use crate::request::embeddings::{EmbeddingsRequest, Encoding, parse};
 use crate::request::{body, prompt};
-use crate::state::{AppState, Phase, Service};
+use crate::state::{AppState, Loaded, Phase};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -52,7 +52,7 @@ pub(crate) async fn embeddings(
 
 /// Parses and tokenizes, and checks every input before the engine sees any.
 fn prepare(
-    service: &Service,
+    service: &Loaded,
     body: &[u8],
     most: usize,
 ) -> Result<(EmbeddingsRequest, Vec<Vec<u32>>), ApiError> {
@@ -99,7 +99,7 @@ async fn within_limits<T>(
 /// dropped. Only the first may be refused for want of room.
 async fn all(
     state: &AppState,
-    service: &Arc<Service>,
+    service: &Arc<Loaded>,
     inputs: Vec<Vec<u32>>,
     pooling: Pooling,
 ) -> Result<Vec<Vec<f32>>, ApiError> {

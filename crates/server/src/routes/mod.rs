@@ -12,7 +12,7 @@ use crate::generation::{Sequence, start};
 use crate::request::options::StreamOptions;
 use crate::response::usage::Usage;
 use crate::response::{Shape, collect, sse};
-use crate::state::{AppState, Service};
+use crate::state::{AppState, Loaded};
 use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -42,18 +42,21 @@ pub(crate) fn model_name(state: &AppState, asked: Option<&str>) -> Result<String
 /// Starts the sequences and answers, at once or as a stream.
 pub(crate) async fn answer(
     state: &AppState,
-    service: &Arc<Service>,
+    service: &Arc<Loaded>,
     job: Job,
     shape: impl Shape,
     stream: Option<StreamOptions>,
 ) -> Result<Response, ApiError> {
-    let Job { sequences, mut usage, arrived } = job;
+    let Job { sequences, mut usage, arrived, per_prompt, keep } = job;
     let count = sequences.len();
     let updates = start(state, service, sequences, arrived)?;
     match stream {
         Some(options) => Ok(sse::stream(updates, shape, usage, options, state.config().keep_alive)),
         None => {
-            let outcomes = collect::collect(updates, &mut usage, count).await?;
+            let mut outcomes = collect::collect(updates, &mut usage, count).await?;
+            if keep < per_prompt {
+                outcomes = collect::best(outcomes, per_prompt, keep);
+            }
             Ok(axum::Json(shape.answer(outcomes, &usage)).into_response())
         }
     }
@@ -64,6 +67,9 @@ pub(crate) struct Job {
     pub(crate) sequences: Vec<Sequence>,
     pub(crate) usage: Usage,
     pub(crate) arrived: Instant,
+    /// Sequences per prompt, and how many of them, the best, are given.
+    pub(crate) per_prompt: usize,
+    pub(crate) keep: usize,
 }
 
 /// Unix time.

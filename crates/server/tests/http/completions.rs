@@ -270,3 +270,60 @@ fn a_model_without_a_tokenizer_takes_and_gives_ids() {
     assert_eq!(answer.status, 400);
     assert!(answer.text.contains("no chat template"), "{}", answer.text);
 }
+
+#[test]
+fn a_stop_string_may_stay_in_the_text() {
+    let (prompt, _, _) = known_answer();
+    let server = Server::shared();
+    let body = json!({"prompt": prompt, "max_tokens": 50, "temperature": 0, "stop": [" is"],
+        "include_stop_str_in_output": true});
+    let choice = server.ok(PATH, &body)["choices"][0].clone();
+    assert_eq!(choice["text"], "The capital of France is");
+    assert_eq!(choice["finish_reason"], "stop");
+}
+
+#[test]
+fn min_tokens_puts_off_every_kind_of_stop() {
+    let (prompt, ids, _) = known_answer();
+    let server = Server::shared();
+    let count = |extra: Value| {
+        let mut body = json!({"prompt": prompt, "max_tokens": 60, "temperature": 0});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        server.ok(PATH, &body)["usage"]["completion_tokens"].as_u64().unwrap()
+    };
+    let natural = ids.len() as u64 - 1;
+    assert_eq!(count(json!({"min_tokens": 3})), natural);
+    assert!(count(json!({"min_tokens": natural + 5})) >= natural + 5);
+    assert_eq!(count(json!({"stop": "The"})), 1);
+    assert!(count(json!({"stop": "The", "min_tokens": 5})) >= 5);
+    let refused = server.post(PATH, &json!({"prompt": [5], "max_tokens": 4, "min_tokens": 5}));
+    assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("min_tokens")));
+}
+
+#[test]
+fn the_best_of_several_are_given() {
+    let server = Server::shared();
+    let body = |extra: Value| {
+        let mut body = json!({"prompt": ["Hello!", "What"], "max_tokens": 6, "temperature": 1.5, "seed": 9,
+            "ignore_eos": true});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        server.ok(PATH, &body)
+    };
+    let all = body(json!({"n": 5, "logprobs": 0}));
+    let best = body(json!({"n": 2, "best_of": 5}));
+    let mean = |choice: &Value| {
+        let logprobs = floats(&choice["logprobs"]["token_logprobs"]);
+        logprobs.iter().map(|v| v.unwrap()).sum::<f64>() / logprobs.len() as f64
+    };
+    for prompt in 0..2 {
+        let mut group = all["choices"].as_array().unwrap()[5 * prompt..][..5].to_vec();
+        group.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+        for (rank, choice) in group[..2].iter().enumerate() {
+            let given = &best["choices"][2 * prompt + rank];
+            assert_eq!((&given["text"], &given["logprobs"]), (&choice["text"], &Value::Null));
+            assert_eq!(given["index"], 2 * prompt + rank);
+        }
+    }
+    assert_eq!(best["choices"].as_array().unwrap().len(), 4);
+    assert_eq!(best["usage"]["completion_tokens"], 60, "what was thrown away was generated too");
+}

@@ -2,6 +2,7 @@
 
 mod chat;
 mod completions;
+mod constrained;
 mod embeddings;
 mod errors;
 mod harness;
