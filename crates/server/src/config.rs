@@ -24,6 +24,8 @@ pub struct ServerConfig {
     pub max_seqs: usize,
     /// Most sequences (prompts times `n`) in one request.
     pub max_sequences_per_request: usize,
+    /// How the model writes tool calls: `hermes`, `mistral` or `llama3_json`. `None` = as its chat template tells.
+    pub tool_format: Option<String>,
     /// Silence after which a streamed response sends an SSE comment.
     pub keep_alive: Duration,
 }
@@ -41,6 +43,7 @@ impl ServerConfig {
             drain_timeout: Duration::from_secs(30),
             max_seqs: 16,
             max_sequences_per_request: 1024,
+            tool_format: None,
             keep_alive: Duration::from_secs(15),
         }
     }

@@ -11,6 +11,7 @@
 //!   ignored, because clients send many.
 //! - `constrain`: output that must conform to a format.
 //! - `generation`: one task per sequence turns engine events into text: decoding, stop strings, offsets.
+//! - `tools`: tool calls, one file per way of writing them.
 //! - `response`: the shapes clients rely on, one file per API, and SSE.
 //! - `error`: every failure as `{"error": {message, type, param, code}}`. Clients retry 408, 409, 429 and ≥ 500, so
 //!   what would fail again is another 4xx.
@@ -35,9 +36,11 @@ mod router;
 mod routes;
 pub mod serve;
 pub mod state;
+mod tools;
 
 pub use config::ServerConfig;
 pub use error::ServeError;
 pub use router::router;
 pub use serve::serve;
 pub use state::{AppState, Service};
+pub use tools::tool_formats;

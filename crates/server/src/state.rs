@@ -4,6 +4,7 @@ use crate::config::ServerConfig;
 use crate::constrain::Grammars;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
+use crate::tools::{self, Syntax};
 use hearth_data::{ChatTemplate, Tokenizer};
 use hearth_engine::EngineHandle;
 use std::ops::Deref;
@@ -29,6 +30,7 @@ pub(crate) struct Loaded {
     service: Service,
     /// Made by the first request that asks for a format.
     grammars: OnceLock<Result<Grammars, ApiError>>,
+    tool_syntax: Option<&'static Syntax>,
 }
 
 impl Deref for Loaded {
@@ -40,6 +42,11 @@ impl Deref for Loaded {
 }
 
 impl Loaded {
+    /// How the model writes tool calls, if that is known.
+    pub(crate) fn tool_syntax(&self) -> Option<&'static Syntax> {
+        self.tool_syntax
+    }
+
     /// Compiles output formats for the model's vocabulary.
     ///
     /// # Errors
@@ -92,7 +99,9 @@ impl AppState {
 
     /// Hands in the loaded model; from now on `/health` answers 200. Later calls change nothing.
     pub fn ready(&self, service: Service) {
-        let loaded = Loaded { service, grammars: OnceLock::new() };
+        let template = service.template.as_ref().map(|template| template.source());
+        let tool_syntax = tools::syntax(self.config().tool_format.as_deref(), template);
+        let loaded = Loaded { service, grammars: OnceLock::new(), tool_syntax };
         let _ = self.shared.service.set(Arc::new(loaded));
     }
 

@@ -35,12 +35,23 @@ pub struct ServeArgs {
     /// Name under which the model is listed [default: the file's or directory's]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// How the model writes tool calls: hermes, mistral or llama3_json [default: as its chat template tells]
+    #[arg(long, value_name = "FORMAT")]
+    pub tool_format: Option<String>,
 }
 
 impl ServeArgs {
     /// On this machine only, on any free port.
     pub fn local(model: ModelArgs) -> Self {
-        Self { model, host: "127.0.0.1".into(), port: 0, api_key: None, max_seqs: 16, name: None }
+        Self {
+            model,
+            host: "127.0.0.1".into(),
+            port: 0,
+            api_key: None,
+            max_seqs: 16,
+            name: None,
+            tool_format: None,
+        }
     }
 }
 
@@ -151,11 +162,18 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
     if args.api_key.as_deref() == Some("") {
         return Err(usage("--api-key is empty; give a key, or leave the flag out"));
     }
+    if let Some(format) = args.tool_format.as_deref()
+        && !hearth_server::tool_formats().any(|known| known == format)
+    {
+        let known = hearth_server::tool_formats().collect::<Vec<_>>().join(", ");
+        return Err(usage(format!("--tool-format {format} is not known; known are {known}")));
+    }
     let name = args.name.clone().unwrap_or_else(|| model_name(&args.model.model));
     Ok(ServerConfig {
         model_aliases: vec![args.model.model.display().to_string()],
         api_key: args.api_key.clone(),
         max_seqs: args.max_seqs,
+        tool_format: args.tool_format.clone(),
         ..ServerConfig::new(name)
     })
 }

@@ -6,6 +6,7 @@ use super::options::Options;
 use super::prompt;
 use crate::error::{ApiError, excerpt};
 use crate::state::Service;
+use crate::tools::request::{self as tools, Tools};
 use hearth_data::{ChatTemplate, Content, Message};
 use serde_json::{Map, Value};
 
@@ -28,6 +29,8 @@ pub(crate) struct Conversation {
     pub(crate) add_generation_prompt: bool,
     /// Further variables of the template.
     pub(crate) extra: Map<String, Value>,
+    /// What the answer may call.
+    pub(crate) tools: Tools,
 }
 
 /// Parses a body.
@@ -69,32 +72,12 @@ pub(crate) fn conversation(fields: &mut Fields) -> Result<Conversation, ApiError
         Some(kwargs) => kwargs.rest(),
         None => Map::new(),
     };
-    if let Some(tools) = tools(fields)? {
-        extra.insert("tools".into(), Value::Array(tools));
+    let (tools, shown) = tools::take(fields)?;
+    if !shown.is_empty() {
+        extra.insert("tools".into(), Value::Array(shown));
     }
     let add_generation_prompt = fields.boolean("add_generation_prompt")?.unwrap_or(true);
-    Ok(Conversation { messages, add_generation_prompt, extra })
-}
-
-/// The tools to show to the model. The answer stays text: nothing forces or parses a call.
-fn tools(fields: &mut Fields) -> Result<Option<Vec<Value>>, ApiError> {
-    let tools = fields.list("tools")?.filter(|tools| !tools.is_empty());
-    let hidden = match fields.take("tool_choice") {
-        None => false,
-        Some(Value::String(choice)) if choice == "auto" => false,
-        Some(Value::String(choice)) if choice == "none" => true,
-        Some(other) => {
-            let message = format!(
-                "\"tool_choice\" must be \"none\" or \"auto\", not {}; a call cannot be forced",
-                describe(&other)
-            );
-            return Err(fields.refuse("tool_choice", message));
-        }
-    };
-    if let Some(wrong) = tools.iter().flatten().find(|tool| !tool.is_object()) {
-        return Err(fields.wrong("tools", "a list of objects", wrong));
-    }
-    Ok(tools.filter(|_| !hidden))
+    Ok(Conversation { messages, add_generation_prompt, extra, tools })
 }
 
 fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
@@ -282,9 +265,32 @@ mod tests {
             (json!({"messages": hi(), "logprobs": true, "top_logprobs": 21}), "top_logprobs", "from 0 to 20"),
             (json!({"messages": hi(), "top_logprobs": 2}), "top_logprobs", "needs"),
             (json!({"messages": hi(), "tools": {}}), "tools", "a list"),
-            (json!({"messages": hi(), "tools": ["x"]}), "tools", "objects"),
-            (json!({"messages": hi(), "tool_choice": "required"}), "tool_choice", "\"required\""),
+            (json!({"messages": hi(), "tools": ["x"]}), "tools[0]", "an object"),
+            (json!({"messages": hi(), "tools": [{"type": "x"}]}), "tools[0].type", "\"x\""),
+            (
+                json!({"messages": hi(), "tools": [{"type": "function"}]}),
+                "tools[0].function.name",
+                "a string",
+            ),
+            (
+                json!({"messages": hi(), "tools": [{"type": "function", "function": {"name": "a b"}}]}),
+                "tools[0].function.name",
+                "letters",
+            ),
+            (
+                json!({"messages": hi(), "tools": [{"type": "function", "function": {"name": "f", "parameters": 1}}]}),
+                "tools[0].function.parameters",
+                "a JSON schema",
+            ),
+            (json!({"messages": hi(), "tool_choice": "required"}), "tool_choice", "no \"tools\""),
+            (json!({"messages": hi(), "tool_choice": "maybe"}), "tool_choice", "\"maybe\""),
             (json!({"messages": hi(), "tool_choice": {"type": "function"}}), "tool_choice", "an object"),
+            (
+                json!({"messages": hi(), "tool_choice": {"type": "function", "function": {"name": "g"}}}),
+                "tool_choice",
+                "\"g\"",
+            ),
+            (json!({"messages": hi(), "parallel_tool_calls": "x"}), "parallel_tool_calls", "a boolean"),
             (json!({"messages": hi(), "chat_template_kwargs": 1}), "chat_template_kwargs", "an object"),
         ] {
             let error = parse(body.to_string().as_bytes(), 320).expect_err(&body.to_string());

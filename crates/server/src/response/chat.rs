@@ -1,11 +1,13 @@
 //! `POST /v1/chat/completions`: `chat.completion` and `chat.completion.chunk`.
 
+pub(crate) use super::calls::Calls;
 use super::collect::Outcome;
 use super::usage::Usage;
 use super::{FINGERPRINT, Shape, logprobs};
 use crate::generation::{Echo, Piece, ScoredToken};
 use crate::metrics::reason_name;
 use crate::state::Loaded;
+use hearth_engine::api::FinishReason;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -19,6 +21,8 @@ pub(crate) struct ChatShape {
     pub(crate) token_ids: bool,
     /// Which choices have had their first chunk.
     pub(crate) begun: Vec<bool>,
+    /// Reads calls out of each choice's text; empty where there are none.
+    pub(crate) calls: Vec<Calls>,
 }
 
 impl ChatShape {
@@ -35,6 +39,14 @@ impl ChatShape {
 
     fn logprobs(&self, tokens: &[ScoredToken]) -> Option<Value> {
         self.logprobs.then(|| logprobs::chat(self.service.tokenizer.as_ref(), tokens))
+    }
+
+    /// An answer that ends with calls ends to have them made.
+    fn reason(&self, index: usize, reason: FinishReason) -> &'static str {
+        match self.calls.get(index) {
+            Some(calls) if calls.any() && reason == FinishReason::Stop => "tool_calls",
+            _ => reason_name(reason),
+        }
     }
 
     fn add_ids(&self, choice: &mut Value, tokens: &[ScoredToken]) {
@@ -55,15 +67,24 @@ impl Shape for ChatShape {
     fn piece_chunk(&mut self, index: usize, piece: &Piece) -> Option<Value> {
         let first = !std::mem::replace(&mut self.begun[index], true);
         let tokens = !piece.tokens.is_empty() && (self.logprobs || self.token_ids);
-        if !first && piece.text.is_empty() && piece.finish.is_none() && !tokens {
+        let (text, calls) = match self.calls.get_mut(index) {
+            Some(calls) => calls.deltas(piece),
+            None => (piece.text.clone(), Vec::new()),
+        };
+        let nothing = text.is_empty() && calls.is_empty() && piece.finish.is_none() && !tokens;
+        if nothing && (!first || self.calls.get(index).is_some_and(|c| c.waits())) {
+            self.begun[index] = !first;
             return None;
         }
-        let delta = match (first, piece.text.is_empty()) {
-            (true, _) => json!({"role": "assistant", "content": piece.text}),
-            (false, false) => json!({"content": piece.text}),
+        let mut delta = match (first, text.is_empty()) {
+            (true, _) => json!({"role": "assistant", "content": text}),
+            (false, false) => json!({"content": text}),
             (false, true) => json!({}),
         };
-        let finish = piece.finish.map(|finish| reason_name(finish.reason));
+        if !calls.is_empty() {
+            delta["tool_calls"] = calls.into();
+        }
+        let finish = piece.finish.map(|finish| self.reason(index, finish.reason));
         let logprobs = match piece.tokens.is_empty() {
             true => None,
             false => self.logprobs(&piece.tokens),
@@ -80,19 +101,24 @@ impl Shape for ChatShape {
         chunk
     }
 
-    fn answer(&self, sequences: Vec<Outcome>, usage: &Usage) -> Value {
-        let choices = sequences.into_iter().enumerate().map(|(index, outcome)| {
-            let finish = outcome.finish.map(|finish| reason_name(finish.reason));
+    fn answer(mut self, sequences: Vec<Outcome>, usage: &Usage) -> Value {
+        let mut choices = Vec::with_capacity(sequences.len());
+        for (index, outcome) in sequences.into_iter().enumerate() {
+            let mut message = json!({"role": "assistant", "content": outcome.text, "refusal": null});
+            if let Some(calls) = self.calls.get_mut(index) {
+                calls.message(&outcome.text, &mut message);
+            }
+            let finish = outcome.finish.map(|finish| self.reason(index, finish.reason));
             let mut choice = json!({
                 "index": index,
-                "message": {"role": "assistant", "content": outcome.text, "refusal": null},
+                "message": message,
                 "logprobs": self.logprobs(&outcome.tokens),
                 "finish_reason": finish,
             });
             self.add_ids(&mut choice, &outcome.tokens);
-            choice
-        });
-        let mut answer = self.envelope("chat.completion", choices.collect());
+            choices.push(choice);
+        }
+        let mut answer = self.envelope("chat.completion", choices);
         answer["usage"] = usage.json();
         answer
     }

@@ -62,7 +62,7 @@ impl Shape for CompletionShape {
         chunk
     }
 
-    fn answer(&self, sequences: Vec<Outcome>, usage: &Usage) -> Value {
+    fn answer(self, sequences: Vec<Outcome>, usage: &Usage) -> Value {
         let choices = sequences.into_iter().enumerate().map(|(index, outcome)| {
             let finish = outcome.finish.map(|finish| reason_name(finish.reason));
             let Echo { mut text, mut tokens } = outcome.echo.unwrap_or_default();

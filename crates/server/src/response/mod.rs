@@ -1,10 +1,12 @@
 //! The shapes clients rely on.
 //!
 //! - [`completions`], [`chat`]: one file per API, whole answers and chunks.
+//! - [`calls`]: tool calls.
 //! - [`logprobs`]: the two ways OpenAI writes log-probabilities.
 //! - [`usage`]: token counts.
 //! - [`collect`]: waits for all sequences of a request; [`sse`]: streams them.
 
+mod calls;
 pub(crate) mod chat;
 pub(crate) mod collect;
 pub(crate) mod completions;
@@ -20,7 +22,7 @@ use serde_json::Value;
 pub(crate) const FINGERPRINT: &str = concat!("hearth-", env!("CARGO_PKG_VERSION"));
 
 /// An API's way to write what sequences produce.
-pub(crate) trait Shape: Send + 'static {
+pub(crate) trait Shape: Sized + Send + 'static {
     /// The chunk for a prompt given back.
     fn echo_chunk(&mut self, index: usize, echo: &Echo) -> Value;
 
@@ -31,5 +33,5 @@ pub(crate) trait Shape: Send + 'static {
     fn usage_chunk(&self, usage: &Usage) -> Value;
 
     /// The whole answer.
-    fn answer(&self, sequences: Vec<collect::Outcome>, usage: &Usage) -> Value;
+    fn answer(self, sequences: Vec<collect::Outcome>, usage: &Usage) -> Value;
 }

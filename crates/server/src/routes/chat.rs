@@ -4,11 +4,15 @@ use super::{Job, answer, compute, model_name, now};
 use crate::error::ApiError;
 use crate::generation::Sequence;
 use crate::request::chat::{ChatRequest, parse};
+use crate::request::options::Options;
 use crate::request::{body, prompt};
 use crate::request_id::fresh;
-use crate::response::chat::ChatShape;
+use crate::response::chat::{Calls, ChatShape};
 use crate::response::usage::Usage;
 use crate::state::{AppState, Loaded};
+use crate::tools::reader::Reader;
+use crate::tools::request::Tools;
+use crate::tools::{Forced, Syntax};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -37,6 +41,7 @@ pub(crate) async fn chat(
         logprobs: request.logprobs.is_some(),
         token_ids: request.options.return_token_ids,
         begun: vec![false; sequences.len()],
+        calls: calls(&service, &request, sequences.len()),
     };
     answer(
         &state,
@@ -55,6 +60,11 @@ fn prepare(service: &Loaded, body: &[u8]) -> Result<(ChatRequest, Vec<Sequence>,
     // Without a limit the model may use all the context there is.
     let limit = service.engine.context_limit();
     let max_tokens = prompt::budget(prompt.len(), request.max_tokens, limit, limit)?;
+    let tools = &request.conversation.tools;
+    let syntax = service.tool_syntax().filter(|_| tools.on());
+    force_calls(service, tools, syntax, &mut request.options)?;
+    let shows_marks =
+        syntax.is_some_and(|s| s.has_special_marks(service.tokenizer.as_ref().expect("it rendered")));
     let options = &request.options;
     let sequences = (0..options.n).map(|index| Sequence {
         request: Request {
@@ -70,9 +80,42 @@ fn prepare(service: &Loaded, body: &[u8]) -> Result<(ChatRequest, Vec<Sequence>,
         stops: options.stop.clone(),
         include_stop: options.include_stop,
         reported_stop_tokens: Vec::new(),
-        skip_special: options.skip_special_tokens,
+        skip_special: options.skip_special_tokens && !shows_marks,
     });
     let sequences = sequences.collect();
     let usage = Usage::new(&[prompt.len()], options.n);
     Ok((request, sequences, usage))
+}
+
+/// Constrains the output to calls where the client demands them.
+fn force_calls(
+    service: &Loaded,
+    tools: &Tools,
+    syntax: Option<&'static Syntax>,
+    options: &mut Options,
+) -> Result<(), ApiError> {
+    if !tools.on() || !tools.forced() {
+        return Ok(());
+    }
+    if let Some((_, field)) = &options.format {
+        let message =
+            format!("\"tool_choice\" demands a call and {field:?} another format; give one of them");
+        return Err(ApiError::field("tool_choice", message));
+    }
+    let Some(syntax) = syntax else {
+        let message = "a call cannot be forced: how this model writes calls is not known";
+        return Err(ApiError::field("tool_choice", message));
+    };
+    let tokenizer = service.text_tokenizer()?;
+    let forced = Forced { tools: tools.callable(), parallel: tools.parallel, tokenizer };
+    options.sampling.grammar = Some(service.grammars()?.calls((syntax.forced)(&forced))?);
+    Ok(())
+}
+
+/// A reader per choice, if the answer may hold calls and it is known how they would look.
+fn calls(service: &Loaded, request: &ChatRequest, choices: usize) -> Vec<Calls> {
+    let tools = &request.conversation.tools;
+    let Some(syntax) = service.tool_syntax().filter(|_| tools.on()) else { return Vec::new() };
+    let most = if tools.parallel { usize::MAX } else { 1 };
+    (0..choices).map(|_| Calls::new(Reader::new(syntax), syntax.id, most)).collect()
 }
