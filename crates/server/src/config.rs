@@ -13,6 +13,12 @@ pub struct ServerConfig {
     pub api_key: Option<String>,
     /// Largest request body.
     pub max_body_bytes: usize,
+    /// Most connections at once; more wait in the system's queue.
+    pub max_connections: usize,
+    /// How long a client may take to send a request's head, and how long a connection may be idle.
+    pub header_timeout: Duration,
+    /// How long a client may read nothing of what is written to it.
+    pub write_timeout: Duration,
     /// How long a client may take to send its body.
     pub body_timeout: Duration,
     /// How long a request may take from arrival to last token; `None` = as long as it needs.
@@ -38,6 +44,9 @@ impl ServerConfig {
             model_aliases: Vec::new(),
             api_key: None,
             max_body_bytes: 8 << 20,
+            max_connections: 4096,
+            header_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
             request_timeout: None,
             drain_timeout: Duration::from_secs(30),

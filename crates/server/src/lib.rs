@@ -6,7 +6,7 @@
 //!
 //! # Layout
 //! - [`config`], [`state`]: what the server is told, what it holds; it listens before the model is loaded.
-//! - [`serve`]: accept, drain, stop. `router`: which path leads where; `routes`: one file per group of paths.
+//! - [`serve`], `connection`: accept, drain, stop. `router`: which path leads where; `routes`: one file per group of paths.
 //! - `request`: JSON → checked values. A field that is known and wrong is a 400 that names it; an unknown one is
 //!   ignored, because clients send many.
 //! - `constrain`: output that must conform to a format.
@@ -25,6 +25,7 @@
 
 mod auth;
 pub mod config;
+mod connection;
 mod constrain;
 pub mod error;
 mod generation;

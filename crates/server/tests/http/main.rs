@@ -8,4 +8,5 @@ mod errors;
 mod harness;
 mod lifecycle;
 mod operations;
+mod patience;
 mod tools;
