@@ -182,8 +182,12 @@ pub struct EngineStats {
     pub kv_blocks_used: usize,
     /// KV blocks in all.
     pub kv_blocks_total: usize,
+    /// KV blocks nobody uses that are kept for whoever comes with the same tokens in front.
+    pub kv_blocks_idle: usize,
     /// Prompt tokens computed since start.
     pub prompt_tokens: u64,
+    /// Prompt tokens found in the prefix cache since start, of requests that ended.
+    pub cached_tokens: u64,
     /// Tokens generated since start.
     pub generated_tokens: u64,
     /// Requests finished since start (stop or length).

@@ -4,7 +4,7 @@
 //! - [`api`]: what callers exchange with the engine: [`api::Request`], [`api::Event`], [`api::EngineHandle`].
 //! - [`engine`]: the handle, and the loop on its own thread.
 //! - [`scheduler`]: which tokens of which sequences the next forward pass holds. Knows no tensors.
-//! - [`kv`]: which KV blocks are free.
+//! - [`kv`]: which KV blocks are free, shared or remembered: the prefix cache.
 //! - [`runner`]: runs the model over one step's tokens, attention through the paged cache.
 //! - [`sampler`]: logits → token, deterministic for a seed; log-probabilities.
 //! - [`loader`]: weights from disk into panel layout, within the device's budget.
@@ -20,7 +20,8 @@
 //! ```
 //!
 //! # Invariants
-//! - A response depends on its request alone: not on batch mates, chunking, or the blocks it got. Kernels reduce in
+//! - A response depends on its request alone: not on batch mates, chunking, the blocks it got, or what of
+//!   its prompt was found computed. Kernels reduce in
 //!   one fixed order per row; random numbers are counted by position.
 //! - Nothing runs out while running: bytes are charged at start, KV blocks reserved at admission.
 //! - Every accepted request ends with an event, or was cancelled.

@@ -24,6 +24,8 @@ pub struct Sequence {
     stop_tokens: Vec<u32>,
     min_tokens: usize,
     sampler: Sampler,
+    /// Prompt tokens found in the prefix cache.
+    cached: usize,
     constraint: Option<Box<dyn Constraint>>,
     /// The vector in the making, if that is what is wanted.
     pool: Option<Pool>,
@@ -102,6 +104,7 @@ impl Sequence {
             prompt: request.prompt.len(),
             tokens: request.prompt,
             max_tokens: request.max_tokens,
+            cached: 0,
             stop_tokens: request.stop_tokens,
             logprobs: request.logprobs,
             scoring: request.prompt_logprobs.map(|alternatives| Scoring { alternatives, rows: vec![None] }),
@@ -118,13 +121,24 @@ impl Sequence {
         self.prompt
     }
 
+    /// Prompt tokens found in the prefix cache so far.
+    pub fn cached(&self) -> usize {
+        self.cached
+    }
+
+    /// The token chosen last.
+    pub fn last_token(&self) -> u32 {
+        self.tokens[self.tokens.len() - 1]
+    }
+
     /// Whether nobody waits for it any more.
     pub fn is_cancelled(&self) -> bool {
         self.cancel.load(Ordering::Acquire) || self.events.is_closed()
     }
 
     /// Its tokens at the planned positions.
-    pub fn step(&self, part: Part) -> SequenceStep {
+    pub fn step(&mut self, part: Part) -> SequenceStep {
+        self.cached = part.cached;
         let Range { start, end } = part.positions;
         self.started.get_or_init(Instant::now);
         SequenceStep {
@@ -237,7 +251,7 @@ impl Sequence {
     }
 
     fn finish(&self, reason: FinishReason, grew: bool) -> Outcome {
-        self.send(Event::Finished { reason, cached_tokens: 0 });
+        self.send(Event::Finished { reason, cached_tokens: self.cached });
         Outcome::Ended { grew, finished: true }
     }
 

@@ -18,10 +18,11 @@ use crate::footprint::{self, Wishes};
 use crate::loader::LoadedModel;
 use crate::runner::{Forward, Runner};
 use crate::sampler;
-use crate::scheduler::{Limits, RequestId, Scheduler};
+use crate::scheduler::{Arrival, Limits, RequestId, Scheduler};
 use crate::score::check_tokens;
 use crate::sequence::Sequence;
 use hearth_kernels::paged::KV_BLOCK;
+use hearth_weights::{ModelConfig, RopeScaling};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -88,11 +89,7 @@ impl Engine {
             kv_bytes: config.kv_bytes,
         };
         let grant = footprint::grant(model.config(), wishes, model.ledger())?;
-        let facts = Facts {
-            context_limit: grant.context_limit,
-            vocab_size: model.config().vocab_size,
-            hidden_size: model.config().hidden_size,
-        };
+        let facts = Facts::new(model.config(), grant.context_limit);
         let stats = EngineStats {
             weight_bytes: model.weight_bytes(),
             kv_bytes: grant.blocks as u64 * footprint::kv_block_bytes(model.config()),
@@ -124,6 +121,23 @@ struct Facts {
     context_limit: usize,
     vocab_size: usize,
     hidden_size: usize,
+    /// Dynamic RoPE scaling makes the keys of prompts longer than this depend on the prompt's length.
+    rotates_by_length_from: Option<usize>,
+}
+
+impl Facts {
+    fn new(config: &ModelConfig, context_limit: usize) -> Self {
+        let rotates_by_length_from = match config.rope.scaling {
+            RopeScaling::Dynamic { original_max_position, .. } => Some(original_max_position),
+            _ => None,
+        };
+        Self {
+            context_limit,
+            vocab_size: config.vocab_size,
+            hidden_size: config.hidden_size,
+            rotates_by_length_from,
+        }
+    }
 }
 
 /// How far an engine is on its way from start to end. Only ever moves down this list.
@@ -201,8 +215,8 @@ impl EngineHandle {
     pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
         self.check(&request.prompt, request.max_tokens)?;
         sampler::validate(&request.sampling, self.owner.facts.vocab_size)?;
-        let max_tokens = request.max_tokens;
-        self.enqueue(Sequence::new(request)?, max_tokens)
+        let arrival = self.arrival(&request.prompt, request.max_tokens, request.prompt_logprobs.is_none());
+        self.enqueue(Sequence::new(request)?, arrival)
     }
 
     /// Queues a prompt whose vector is wanted: it sends [`Event::Embedding`](crate::api::Event::Embedding).
@@ -211,25 +225,33 @@ impl EngineHandle {
     /// As [`EngineHandle::submit`].
     pub fn embed(&self, prompt: Vec<u32>, pooling: Pooling) -> Result<Generation, SubmitError> {
         self.check(&prompt, 0)?;
-        self.enqueue(Sequence::embedding(prompt, pooling), 0)
+        // Every token's hidden state is wanted, so none may be skipped.
+        let arrival = self.arrival(&prompt, 0, false);
+        self.enqueue(Sequence::embedding(prompt, pooling), arrival)
     }
 
     fn enqueue(
         &self,
         (sequence, generation): (Sequence, Generation),
-        max_tokens: usize,
+        arrival: Arrival,
     ) -> Result<Generation, SubmitError> {
         let mut state = self.owner.shared.lock();
         if state.mode != Mode::Open {
             return Err(SubmitError::Stopped);
         }
         let (id, limit) = (state.next_id, state.scheduler.limits().max_waiting);
-        let queued = state.scheduler.enqueue(id, sequence.prompt(), max_tokens);
+        let queued = state.scheduler.enqueue(Arrival { id, ..arrival });
         queued.map_err(|full| SubmitError::Busy { waiting: full.waiting, limit })?;
         state.next_id += 1;
         state.arrived.push((id, sequence));
         self.owner.shared.changed.notify_all();
         Ok(generation)
+    }
+
+    fn arrival(&self, prompt: &[u32], max_tokens: usize, reuse: bool) -> Arrival {
+        let root =
+            self.owner.facts.rotates_by_length_from.map_or(0, |length| prompt.len().max(length) as u64);
+        Arrival { id: 0, tokens: prompt.to_vec(), max_tokens, root, reuse }
     }
 
     fn check(&self, prompt: &[u32], max_tokens: usize) -> Result<(), SubmitError> {
@@ -249,6 +271,7 @@ impl EngineHandle {
             running: state.scheduler.running(),
             waiting: state.scheduler.waiting(),
             kv_blocks_used: state.scheduler.blocks().used(),
+            kv_blocks_idle: state.scheduler.blocks().idle(),
             kv_blocks_total: state.scheduler.blocks().total(),
             ..state.stats
         }

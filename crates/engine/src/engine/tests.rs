@@ -61,7 +61,12 @@ fn limits() -> Limits {
 
 fn start(limits: Limits, model: Hashing) -> EngineHandle {
     let blocks = model.slots.len() / BLOCK;
-    let facts = Facts { context_limit: blocks * BLOCK, vocab_size: VOCAB, hidden_size: VOCAB };
+    let facts = Facts {
+        context_limit: blocks * BLOCK,
+        vocab_size: VOCAB,
+        hidden_size: VOCAB,
+        rotates_by_length_from: None,
+    };
     let scheduler = Scheduler::new(limits, blocks, BLOCK);
     Engine::start_with(model, scheduler, facts, EngineStats::default()).expect("a thread")
 }

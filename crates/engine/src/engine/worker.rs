@@ -130,7 +130,7 @@ impl<F: Forward> Worker<F> {
     }
 
     fn set_out(&mut self, part: Part) -> (Moving, SequenceStep) {
-        let sequence = self.sequences.remove(&part.id).expect("only accepted sequences are planned");
+        let mut sequence = self.sequences.remove(&part.id).expect("only accepted sequences are planned");
         let (id, start, end) = (part.id, part.positions.start, part.positions.end);
         let step = sequence.step(part);
         (Moving { id, start, end, sequence }, step)
@@ -139,13 +139,17 @@ impl<F: Forward> Worker<F> {
     fn book(&mut self, state: &mut State, m: Moving, outcome: Outcome) {
         let prompt = m.sequence.prompt();
         state.stats.prompt_tokens += (m.end.min(prompt) - m.start.min(prompt)) as u64;
+        if !matches!(outcome, Outcome::Ended { finished: false, .. }) {
+            state.scheduler.stored(m.id);
+        }
         match outcome {
             Outcome::Prefilling => {}
             Outcome::Grew => {
                 state.stats.generated_tokens += 1;
-                state.scheduler.append(m.id);
+                state.scheduler.append(m.id, m.sequence.last_token());
             }
             Outcome::Ended { grew, finished } => {
+                state.stats.cached_tokens += m.sequence.cached() as u64;
                 state.stats.generated_tokens += u64::from(grew);
                 state.stats.finished += u64::from(finished);
                 state.scheduler.remove(m.id);

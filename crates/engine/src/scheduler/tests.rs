@@ -9,11 +9,21 @@ struct Wish {
     max_tokens: usize,
     /// Tokens after which it stops by itself.
     stops_after: usize,
+    /// Prompts of one family begin alike.
+    family: u32,
 }
 
 impl Wish {
     fn new(prompt: usize, max_tokens: usize) -> Self {
-        Wish { prompt, max_tokens, stops_after: max_tokens }
+        Wish { prompt, max_tokens, stops_after: max_tokens, family: 0 }
+    }
+
+    fn of_family(self, family: u32) -> Self {
+        Wish { family, ..self }
+    }
+
+    fn tokens(&self) -> Vec<u32> {
+        (0..self.prompt as u32).map(|i| self.family * 1000 + i).collect()
     }
 }
 
@@ -25,7 +35,7 @@ struct Play {
     /// Positions computed and tokens generated, of live requests.
     progress: BTreeMap<RequestId, (usize, usize)>,
     next_id: RequestId,
-    /// In the order they first ran.
+    /// In the order they were admitted.
     started: Vec<RequestId>,
     finished: BTreeSet<RequestId>,
 }
@@ -46,10 +56,13 @@ impl Play {
     fn enqueue(&mut self, wish: Wish) -> Option<RequestId> {
         let id = self.next_id;
         self.next_id += 1;
-        match self.scheduler.enqueue(id, wish.prompt, wish.max_tokens) {
+        let arrival =
+            Arrival { id, tokens: wish.tokens(), max_tokens: wish.max_tokens, root: 0, reuse: true };
+        match self.scheduler.enqueue(arrival) {
             Ok(()) => {
                 self.wishes.insert(id, wish);
                 self.progress.insert(id, (0, 0));
+                self.check_blocks();
                 Some(id)
             }
             Err(full) => {
@@ -89,11 +102,13 @@ impl Play {
     fn feed(&mut self, part: Part) {
         let wish = self.wishes[&part.id];
         let (computed, generated) = self.progress.get_mut(&part.id).expect("only live requests are planned");
-        assert_eq!(part.positions.start, *computed, "every position once, in order");
-        if *computed == 0 {
-            self.started.push(part.id);
-        }
+        assert!(part.positions.start >= *computed, "every position once at most, in order");
+        assert!(
+            part.positions.start == *computed || part.cached >= part.positions.start,
+            "or found computed"
+        );
         *computed = part.positions.end;
+        self.scheduler.stored(part.id);
         assert!(
             part.positions.end <= part.table.len() * self.scheduler.block_tokens,
             "positions have blocks"
@@ -109,16 +124,27 @@ impl Play {
             self.progress.remove(&part.id);
             self.finished.insert(part.id);
         } else {
-            self.scheduler.append(part.id);
+            self.scheduler.append(part.id, 7000 + *generated as u32);
         }
     }
 
-    fn check_blocks(&self) {
-        let tables: Vec<u32> = self.scheduler.running.iter().flat_map(|s| s.table.iter().copied()).collect();
-        let distinct: BTreeSet<u32> = tables.iter().copied().collect();
-        assert_eq!(distinct.len(), tables.len(), "no block belongs to two sequences");
-        assert_eq!(tables.len(), self.scheduler.blocks.used(), "what runs is what is used");
-        assert!(self.scheduler.blocks.used() <= self.scheduler.blocks.total());
+    fn check_blocks(&mut self) {
+        let known = &self.started;
+        let new: Vec<_> =
+            self.scheduler.running.iter().map(|s| s.id).filter(|id| !known.contains(id)).collect();
+        self.started.extend(new);
+        let mut references = vec![0; self.scheduler.pool.total()];
+        for sequence in &self.scheduler.running {
+            sequence.table.iter().for_each(|b| references[*b as usize] += 1);
+            let own = sequence.computed / self.scheduler.block_tokens;
+            for block in sequence.table.iter().skip(own.max(sequence.registered)) {
+                assert_eq!(
+                    references[*block as usize], 1,
+                    "blocks still to be written belong to one sequence"
+                );
+            }
+        }
+        assert_eq!(references, self.scheduler.pool.references(), "what runs is what is used");
         assert_eq!(self.scheduler.running() + self.scheduler.waiting(), self.progress.len());
     }
 
@@ -127,7 +153,7 @@ impl Play {
         while !self.progress.is_empty() {
             assert!(self.step() > 0, "stuck with {:?}", self.scheduler);
         }
-        assert_eq!(self.scheduler.blocks.used(), 0, "all blocks are back");
+        assert_eq!(self.scheduler.pool.used(), 0, "all blocks are back");
         assert!(self.started.is_sorted(), "first come, first served: {:?}", self.started);
     }
 }
@@ -139,8 +165,8 @@ fn limits(max_seqs: usize, max_batch_tokens: usize, max_waiting: usize) -> Limit
 #[test]
 fn decodes_come_first_and_prompts_fill_the_rest_of_the_step() {
     let mut play = Play::new(limits(4, 8, 9), 100, 4);
-    for prompt in [3, 4, 10] {
-        play.enqueue(Wish::new(prompt, 5));
+    for (family, prompt) in [(0, 3), (1, 4), (2, 10)] {
+        play.enqueue(Wish::new(prompt, 5).of_family(family));
     }
     let spans = |play: &mut Play| {
         let parts = play.scheduler.plan();
@@ -183,6 +209,58 @@ fn cancelling_frees_blocks_for_the_next_in_line_at_once() {
 }
 
 #[test]
+fn samples_of_one_prompt_compute_it_once_and_share_its_blocks() {
+    let mut play = Play::new(limits(4, 8, 9), 100, 4);
+    for _ in 0..4 {
+        play.enqueue(Wish::new(18, 5));
+    }
+    let mut computed = 0;
+    while play.progress.values().any(|(computed, _)| *computed < 18) {
+        computed += play.step();
+    }
+    let generated: usize = play.progress.values().map(|(_, generated)| generated - 1).sum();
+    assert_eq!(computed - generated, 18 + 3 * 2, "each computes only what follows the last full block");
+    assert_eq!(play.scheduler.pool.references().iter().filter(|r| **r == 4).count(), 4);
+    play.finish();
+}
+
+#[test]
+fn a_later_turn_finds_the_earlier_ones_and_a_scored_prompt_does_not_look() {
+    let mut play = Play::new(limits(4, 64, 9), 100, 4);
+    let first = play.enqueue(Wish::new(10, 7)).expect("room");
+    play.finish();
+    let turn = |id, reuse| {
+        let said = Wish::new(10, 0).tokens().into_iter().chain((1..7).map(|i| 7000 + i)).chain([1, 2, 3]);
+        Arrival { id, tokens: said.collect(), max_tokens: 1, root: 0, reuse }
+    };
+    let mut found = |arrival: Arrival| {
+        let id = arrival.id;
+        play.scheduler.enqueue(arrival).expect("room");
+        let part = play.scheduler.plan().remove(0);
+        play.scheduler.remove(id);
+        (part.cached, part.positions)
+    };
+    assert_eq!(found(turn(first + 1, true)), (16, 16..19), "prompt and output");
+    assert_eq!(found(turn(first + 2, false)), (0, 0..19));
+    assert_eq!(
+        found(Arrival { root: 1, ..turn(first + 3, true) }),
+        (0, 0..19),
+        "another root shares nothing"
+    );
+}
+
+#[test]
+fn what_a_failed_step_left_behind_is_not_shared() {
+    let mut play = Play::new(limits(2, 64, 9), 100, 4);
+    let arrival = |id| Arrival { id, tokens: vec![1; 9], max_tokens: 1, root: 0, reuse: true };
+    play.scheduler.enqueue(arrival(0)).expect("room");
+    play.scheduler.plan();
+    play.scheduler.remove(0);
+    play.scheduler.enqueue(arrival(1)).expect("room");
+    assert_eq!(play.scheduler.plan()[0].positions, 0..9);
+}
+
+#[test]
 fn the_queue_is_bounded_by_those_that_really_wait() {
     let mut play = Play::new(limits(2, 8, 1), 100, 4);
     let taken: Vec<bool> = (0..5).map(|_| play.enqueue(Wish::new(1, 2)).is_some()).collect();
@@ -203,15 +281,16 @@ fn every_small_schedule_finishes() {
     for (seqs, tokens, blocks, block_tokens) in
         [(1, 1, 4, 1), (2, 2, 4, 1), (2, 3, 5, 1), (3, 3, 6, 1), (2, 2, 2, 2), (3, 8, 3, 2), (2, 2, 1, 4)]
     {
-        for code in 0..shapes.len().pow(3) * 3 * 3 * 8 {
+        for code in 0..shapes.len().pow(3) * 3 * 3 * 8 * 2 {
             let mut code = code;
             let mut digit = |base: usize| (code % base, code /= base).0;
             let kinds = [digit(shapes.len()), digit(shapes.len()), digit(shapes.len())];
             let (pause_1, pause_2, cancel_at) = (digit(3), digit(3), digit(8));
+            let family = digit(2) as u32;
             let mut play = Play::new(limits(seqs, tokens, 3), blocks, block_tokens);
             play.enqueue(wish(kinds[0]));
             play.steps(pause_1);
-            play.enqueue(wish(kinds[1]));
+            play.enqueue(wish(kinds[1]).of_family(family));
             play.steps(pause_2);
             play.enqueue(wish(kinds[2]));
             play.steps(cancel_at / 2);
@@ -235,11 +314,9 @@ enum Move {
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
-    let wish = (1..40usize, 0..24usize, 0..30usize).prop_map(|(prompt, max_tokens, stops_after)| Wish {
-        prompt,
-        max_tokens,
-        stops_after,
-    });
+    let wish = (1..40usize, 0..24usize, 0..30usize, 0..3u32).prop_map(
+        |(prompt, max_tokens, stops_after, family)| Wish { prompt, max_tokens, stops_after, family },
+    );
     let one = prop_oneof![
         4 => wish.prop_map(Move::Enqueue),
         1 => (0..100usize).prop_map(Move::Cancel),

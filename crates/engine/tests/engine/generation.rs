@@ -37,7 +37,7 @@ fn a_chat_model_answers_by_heart_and_stops_by_itself_ten_at_a_time() {
         let (events, mut expected) = (events(generation), ids(&answer["ids"]));
         expected.pop();
         assert_eq!(tokens(&events), expected, "{}", answer["prompt"]);
-        assert_eq!(events.last(), Some(&Event::Finished { reason: FinishReason::Stop, cached_tokens: 0 }));
+        assert!(matches!(events.last(), Some(Event::Finished { reason: FinishReason::Stop, .. })));
     }
     engine.drain();
     let stats = engine.stats();

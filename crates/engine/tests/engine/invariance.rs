@@ -40,6 +40,8 @@ fn bits(events: &[Event]) -> String {
         Event::Token { id, logprobs } => {
             format!("token {id} {}", logprobs.as_ref().map_or("".into(), report))
         }
+        // How much was found computed depends on who came before; nothing else does.
+        Event::Finished { reason, .. } => format!("{reason:?}"),
         other => format!("{other:?}"),
     };
     events.iter().map(event).collect::<Vec<_>>().join("\n")
@@ -104,6 +106,79 @@ fn responses_are_bit_equal_when_the_cache_is_nearly_full_and_blocks_are_reused()
     }
     engine.drain();
     assert_eq!((engine.stats().finished, engine.stats().kv_blocks_used), (21, 0));
+}
+
+fn cached(events: &[Event]) -> usize {
+    match events.last() {
+        Some(Event::Finished { cached_tokens, .. }) => *cached_tokens,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn responses_are_bit_equal_whatever_the_prefix_cache_holds() {
+    for case in ["tiny-chat", "parity/mistral-window", "parity/llama-rope-dynamic"] {
+        let files = open(case);
+        let model = load(&files);
+        let limit = files.config.max_position_embeddings.min(96);
+        let longest = limit - 8;
+        let prompt: Vec<u32> = (0..longest).map(|i| (i * 7 % files.config.vocab_size) as u32).collect();
+        let mut requests: Vec<Request> = [17, 40, 48, longest]
+            .into_iter()
+            .filter(|len| *len <= longest)
+            .map(|len| Request { logprobs: Some(2), ..greedy(&prompt[..len], 8) })
+            .collect();
+        requests.extend(requests.clone().into_iter().map(|mut request| {
+            let last = request.prompt.len() - 1;
+            request.prompt[last] ^= 1;
+            request
+        }));
+        let alone = alone(&model, &requests);
+        for (max_seqs, max_batch_tokens) in [(1, 20), (8, 16)] {
+            let engine = start(&model, max_seqs, max_batch_tokens);
+            let mut found = 0;
+            for _ in 0..2 {
+                let running: Vec<_> =
+                    requests.iter().rev().map(|r| engine.submit(r.clone()).expect("fits")).collect();
+                for (generation, alone) in running.into_iter().zip(alone.iter().rev()) {
+                    let events = events(generation);
+                    found += cached(&events);
+                    assert_eq!(
+                        &bits(&events),
+                        alone,
+                        "{case}: {max_seqs} sequences, {max_batch_tokens} tokens"
+                    );
+                }
+            }
+            engine.drain();
+            let stats = engine.stats();
+            // There every length is a root of its own.
+            assert!(found > 0 || case == "parity/llama-rope-dynamic");
+            assert_eq!(stats.cached_tokens, found as u64);
+        }
+    }
+}
+
+#[test]
+fn samples_of_one_prompt_share_its_full_blocks() {
+    let files = open("tiny-chat");
+    let model = load(&files);
+    let mut request = greedy(&(0..40).map(|i| i * 3).collect::<Vec<u32>>(), 10);
+    let sample = |seed| {
+        request.sampling = Sampling { seed: Some(seed), ..Sampling::default() };
+        request.clone()
+    };
+    let requests: Vec<Request> = (0..4).map(sample).collect();
+    let alone = alone(&model, &requests);
+    let engine = start(&model, 4, 16);
+    let running: Vec<_> = requests.into_iter().map(|r| engine.submit(r).expect("fits")).collect();
+    let ended: Vec<_> = running.into_iter().map(events).collect();
+    assert_eq!(ended.iter().map(|e| bits(e)).collect::<Vec<_>>(), alone);
+    let mut found: Vec<usize> = ended.iter().map(|e| cached(e)).collect();
+    found.sort_unstable();
+    assert_eq!(found, [0, 32, 32, 32]);
+    engine.drain();
+    assert_eq!(engine.stats().prompt_tokens, 40 + 3 * 8);
 }
 
 #[test]

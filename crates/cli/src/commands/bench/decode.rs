@@ -87,7 +87,7 @@ fn times(mut generation: Generation) -> anyhow::Result<Vec<Instant>> {
     loop {
         match generation.next_blocking() {
             Some(Event::Token { .. }) => times.push(Instant::now()),
-            Some(Event::Prompt(_)) => {}
+            Some(Event::Prompt(_) | Event::Embedding(_)) => {}
             Some(Event::Finished { .. }) => return Ok(times),
             Some(Event::Failed(why)) => bail!("the engine could not go on: {why}"),
             None => bail!("the engine ended before the generation did"),
