@@ -155,6 +155,7 @@ impl Running {
                 }
                 Some(Event::Prompt(_) | Event::Embedding(_)) => {}
                 Some(Event::Finished { reason, .. }) => break reason,
+                Some(Event::Overdue { limit }) => bail!("it was not begun within {limit:?}"),
                 Some(Event::Failed(why)) => bail!("the engine could not go on: {why}"),
                 None => bail!("the engine ended before the generation did"),
             }

@@ -4,7 +4,7 @@ pub use crate::engine::EngineHandle;
 pub use crate::sampler::constraint::{Constraint, ConstraintSource, Grammar};
 
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How the next token is chosen. Filters apply in the order: penalties, temperature, top-k, top-p, min-p.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,6 +77,17 @@ pub enum Pooling {
     Last,
 }
 
+/// Whose request it is, and how it stands in the queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Who asks (an API key, a user); each gets its turn. All without a name are one.
+    pub client: Option<Arc<str>>,
+    /// A higher one is admitted first.
+    pub priority: i32,
+    /// Longest wait for admission, looked at between steps. `None` = as long as it takes.
+    pub max_queue_time: Option<Duration>,
+}
+
 /// Log-probability of a token and of the most likely tokens at its position. When the token itself is among
 /// `top`, both figures are the same float.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,6 +130,11 @@ pub enum Event {
         reason: FinishReason,
         /// Prompt tokens that were not computed again thanks to a prefix cache.
         cached_tokens: usize,
+    },
+    /// The end of a request that was not admitted within [`Standing::max_queue_time`].
+    Overdue {
+        /// The limit.
+        limit: Duration,
     },
     /// The engine could not go on with this request; the sentence says why.
     Failed(String),
@@ -192,6 +208,10 @@ pub struct EngineStats {
     pub generated_tokens: u64,
     /// Requests finished since start (stop or length).
     pub finished: u64,
+    /// Requests that waited longer than they wanted to, since start.
+    pub overdue: u64,
+    /// Sequences that had to give up their KV blocks and compute them again, since start.
+    pub preemptions: u64,
     /// Requests cancelled by their caller since start.
     pub cancelled: u64,
     /// Forward passes since start.

@@ -164,6 +164,21 @@ impl BlockPool {
         Chain::Block(self.clock)
     }
 
+    /// Who is free, idle and known as what: what a walk over states tells apart.
+    #[cfg(test)]
+    pub fn shape(&self) -> String {
+        let place = |chain: Chain| match chain {
+            Chain::Root(_) => None,
+            Chain::Block(n) => {
+                let holds = |b: &Block| b.registered.as_ref().is_some_and(|r| r.number == n);
+                Some(self.blocks.iter().position(holds))
+            }
+        };
+        let known = |b: &Block| b.registered.as_ref().map(|r| (place(r.key.before), r.key.tokens.clone()));
+        let known: Vec<_> = self.blocks.iter().map(known).collect();
+        format!("{:?} {:?} {known:?}", self.free, self.idle.values().collect::<Vec<_>>())
+    }
+
     /// References to each block, by number: what a test holds against the tables there are.
     #[cfg(test)]
     pub fn references(&self) -> Vec<u32> {

@@ -15,7 +15,7 @@
 //!
 //! # A request's way
 //! ```text
-//! submit ─► scheduler: queue ─► KV blocks for the worst case ─► step after step:
+//! submit ─► scheduler: queue ─► KV blocks ─► step after step:
 //!     plan (decodes, then prompt chunks) ─► runner: forward ─► sampler: token ─► event to the caller
 //! ```
 //!
@@ -23,7 +23,7 @@
 //! - A response depends on its request alone: not on batch mates, chunking, the blocks it got, or what of
 //!   its prompt was found computed. Kernels reduce in
 //!   one fixed order per row; random numbers are counted by position.
-//! - Nothing runs out while running: bytes are charged at start, KV blocks reserved at admission.
+//! - Nothing runs out while running: bytes are charged at start; who finds no KV block makes the youngest give its own up.
 //! - Every accepted request ends with an event, or was cancelled.
 #![forbid(unsafe_code)]
 

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 /// A request and what has become of it.
@@ -24,6 +24,8 @@ pub struct Sequence {
     stop_tokens: Vec<u32>,
     min_tokens: usize,
     sampler: Sampler,
+    /// When it is to be admitted at the latest, and how long that is from its arrival.
+    overdue_at: Option<(Instant, Duration)>,
     /// Prompt tokens found in the prefix cache.
     cached: usize,
     constraint: Option<Box<dyn Constraint>>,
@@ -53,7 +55,7 @@ struct Chosen {
 /// How a sequence left a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Still inside its prompt.
+    /// Some of its known tokens are still to be computed.
     Prefilling,
     /// One token longer.
     Grew,
@@ -77,7 +79,7 @@ impl Sequence {
             logprobs: None,
             prompt_logprobs: None,
         };
-        let (mut sequence, generation) = Self::constrained(request, None);
+        let (mut sequence, generation) = Self::constrained(request, None, None);
         sequence.pool = Some(Pool::new(pooling, sequence.prompt));
         (sequence, generation)
     }
@@ -86,13 +88,20 @@ impl Sequence {
     ///
     /// # Errors
     /// [`SubmitError::Sampling`] when its grammar cannot be used.
-    pub fn new(request: Request) -> Result<(Self, Generation), SubmitError> {
+    pub fn new(
+        request: Request,
+        max_queue_time: Option<Duration>,
+    ) -> Result<(Self, Generation), SubmitError> {
         let constraint = request.sampling.grammar.as_ref().map(|grammar| grammar.begin());
         let constraint = constraint.transpose().map_err(|what| SubmitError::Sampling { what })?;
-        Ok(Self::constrained(request, constraint))
+        Ok(Self::constrained(request, constraint, max_queue_time))
     }
 
-    fn constrained(request: Request, constraint: Option<Box<dyn Constraint>>) -> (Self, Generation) {
+    fn constrained(
+        request: Request,
+        constraint: Option<Box<dyn Constraint>>,
+        max_queue_time: Option<Duration>,
+    ) -> (Self, Generation) {
         let (events, receiver) = unbounded_channel();
         let cancel = Arc::new(AtomicBool::new(false));
         let started = Arc::new(OnceLock::new());
@@ -105,6 +114,7 @@ impl Sequence {
             tokens: request.prompt,
             max_tokens: request.max_tokens,
             cached: 0,
+            overdue_at: max_queue_time.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit))),
             stop_tokens: request.stop_tokens,
             logprobs: request.logprobs,
             scoring: request.prompt_logprobs.map(|alternatives| Scoring { alternatives, rows: vec![None] }),
@@ -119,6 +129,16 @@ impl Sequence {
     /// Tokens of the prompt.
     pub fn prompt(&self) -> usize {
         self.prompt
+    }
+
+    /// The longest wait it wanted, if it has waited longer by `now`.
+    pub fn overdue(&self, now: Instant) -> Option<Duration> {
+        self.overdue_at.filter(|(at, _)| *at <= now).map(|(_, limit)| limit)
+    }
+
+    /// Says that it waited too long.
+    pub fn give_up(&self, limit: Duration) {
+        self.send(Event::Overdue { limit });
     }
 
     /// Prompt tokens found in the prefix cache so far.
@@ -167,7 +187,7 @@ impl Sequence {
     /// Takes the logits that follow the token at `position`, or the vector of that token.
     pub fn take_logits(&mut self, position: usize, logits: &[f32]) {
         if let Some(pool) = &mut self.pool {
-            return pool.add(logits);
+            return pool.add(position, logits);
         }
         if let Err(error) = self.read_logits(position, logits) {
             let what = format!("the logits after token {position} cannot be used: {error}");
@@ -179,7 +199,11 @@ impl Sequence {
         let next = position + 1;
         if next < self.prompt {
             let scoring = self.scoring.as_mut().expect("asked for only to score the prompt");
-            scoring.rows.push(Some(LogSoftmax::new(logits)?.report(self.tokens[next], scoring.alternatives)));
+            // A preempted sequence computes again what was reported already.
+            if scoring.rows.len() == next {
+                let report = LogSoftmax::new(logits)?.report(self.tokens[next], scoring.alternatives);
+                scoring.rows.push(Some(report));
+            }
             return Ok(());
         }
         let allowed = self.allowed(logits)?;
@@ -215,7 +239,7 @@ impl Sequence {
             let what = self.chosen.take().and_then(Result::err).unwrap_or_default();
             return self.fail(what);
         }
-        if computed < self.prompt {
+        if computed < self.tokens.len() {
             return Outcome::Prefilling;
         }
         if let Some(scoring) = self.scoring.take() {

@@ -12,7 +12,7 @@
 
 mod worker;
 
-use crate::api::{EngineStats, Generation, Pooling, Request, SubmitError};
+use crate::api::{EngineStats, Generation, Pooling, Request, Standing, SubmitError};
 use crate::error::Error;
 use crate::footprint::{self, Wishes};
 use crate::loader::LoadedModel;
@@ -25,6 +25,9 @@ use hearth_kernels::paged::KV_BLOCK;
 use hearth_weights::{ModelConfig, RopeScaling};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+
+/// Younger requests of others that may be admitted before one that is the next of its client.
+const MAX_OVERTAKEN: usize = 64;
 
 /// Bounds of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +70,12 @@ impl EngineConfig {
     }
 
     fn limits(&self, max_batch_tokens: usize) -> Limits {
-        Limits { max_seqs: self.max_seqs, max_batch_tokens, max_waiting: self.max_waiting }
+        Limits {
+            max_seqs: self.max_seqs,
+            max_batch_tokens,
+            max_waiting: self.max_waiting,
+            max_overtaken: MAX_OVERTAKEN,
+        }
     }
 }
 
@@ -208,15 +216,24 @@ impl Drop for Owner {
 }
 
 impl EngineHandle {
+    /// Queues a request of nobody in particular.
+    ///
+    /// # Errors
+    /// As [`EngineHandle::submit_as`].
+    pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
+        self.submit_as(request, Standing::default())
+    }
+
     /// Queues a request.
     ///
     /// # Errors
     /// [`SubmitError`]: the request cannot be served, or not now. Nothing was queued then.
-    pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
+    pub fn submit_as(&self, request: Request, standing: Standing) -> Result<Generation, SubmitError> {
         self.check(&request.prompt, request.max_tokens)?;
         sampler::validate(&request.sampling, self.owner.facts.vocab_size)?;
-        let arrival = self.arrival(&request.prompt, request.max_tokens, request.prompt_logprobs.is_none());
-        self.enqueue(Sequence::new(request)?, arrival)
+        let reuse = request.prompt_logprobs.is_none();
+        let arrival = self.arrival(&request.prompt, request.max_tokens, reuse, &standing);
+        self.enqueue(Sequence::new(request, standing.max_queue_time)?, arrival)
     }
 
     /// Queues a prompt whose vector is wanted: it sends [`Event::Embedding`](crate::api::Event::Embedding).
@@ -226,7 +243,7 @@ impl EngineHandle {
     pub fn embed(&self, prompt: Vec<u32>, pooling: Pooling) -> Result<Generation, SubmitError> {
         self.check(&prompt, 0)?;
         // Every token's hidden state is wanted, so none may be skipped.
-        let arrival = self.arrival(&prompt, 0, false);
+        let arrival = self.arrival(&prompt, 0, false, &Standing::default());
         self.enqueue(Sequence::embedding(prompt, pooling), arrival)
     }
 
@@ -248,10 +265,16 @@ impl EngineHandle {
         Ok(generation)
     }
 
-    fn arrival(&self, prompt: &[u32], max_tokens: usize, reuse: bool) -> Arrival {
+    fn arrival(&self, prompt: &[u32], max_tokens: usize, reuse: bool, standing: &Standing) -> Arrival {
         let root =
             self.owner.facts.rotates_by_length_from.map_or(0, |length| prompt.len().max(length) as u64);
-        Arrival { id: 0, tokens: prompt.to_vec(), max_tokens, root, reuse }
+        Arrival {
+            client: standing.client.clone().unwrap_or_default(),
+            priority: standing.priority,
+            root,
+            reuse,
+            ..Arrival::new(0, prompt.to_vec(), max_tokens)
+        }
     }
 
     fn check(&self, prompt: &[u32], max_tokens: usize) -> Result<(), SubmitError> {
@@ -271,6 +294,7 @@ impl EngineHandle {
             running: state.scheduler.running(),
             waiting: state.scheduler.waiting(),
             kv_blocks_used: state.scheduler.blocks().used(),
+            preemptions: state.scheduler.preemptions(),
             kv_blocks_idle: state.scheduler.blocks().idle(),
             kv_blocks_total: state.scheduler.blocks().total(),
             ..state.stats

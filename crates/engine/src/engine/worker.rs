@@ -8,6 +8,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What ends the requests of an engine that stops.
 const STOPPED: &str = "the engine is shutting down";
@@ -82,6 +83,7 @@ impl<F: Forward> Worker<F> {
                 return None;
             }
             self.drop_cancelled(&mut state);
+            self.drop_overdue(&mut state);
             let parts = state.scheduler.plan();
             if !parts.is_empty() {
                 return Some(parts);
@@ -102,6 +104,20 @@ impl<F: Forward> Worker<F> {
         for (id, _) in cancelled {
             state.scheduler.remove(id);
             state.stats.cancelled += 1;
+        }
+    }
+
+    fn drop_overdue(&mut self, state: &mut State) {
+        let now = Instant::now();
+        let scheduler = &mut state.scheduler;
+        let overdue = self
+            .sequences
+            .extract_if(|id, sequence| sequence.overdue(now).is_some() && scheduler.is_queued(*id))
+            .collect::<Vec<_>>();
+        for (id, sequence) in overdue {
+            sequence.give_up(sequence.overdue(now).expect("it was a moment ago"));
+            state.scheduler.remove(id);
+            state.stats.overdue += 1;
         }
     }
 

@@ -2,11 +2,20 @@
 //!
 //! # Layout
 //! - here: the policy.
+//! - `queue`: who is admitted next.
 //! - `running`: a sequence in the batch, its blocks and what the prefix cache has of it.
 //!
 //! # Policy
-//! - **Admission** is first come, first served, and reserves the most KV blocks a sequence can ever need
-//!   (prompt and `max_tokens`), less those the prefix cache has. So an admitted sequence never waits for memory.
+//! - **The queue** ([`Limits::max_overtaken`], `queue`): a higher priority first; among equals the client for whom
+//!   fewest tokens were computed; within one client and priority the order of arrival. A request at the front of
+//!   its line that was overtaken by `max_overtaken` younger ones is overtaken no more.
+//! - **Admission** reserves the most KV blocks a sequence can ever need, if all that run and it fit with theirs.
+//!   Otherwise it is admitted on trust when its known tokens fit now, with a block to spare for every sequence; so a
+//!   chat without `max_tokens` does not hold the whole cache. It gets blocks as it grows.
+//! - **Preemption**: when a sequence needs a block and none is left, the one admitted last gives up its blocks and
+//!   goes back in front of the queue. It keeps its tokens and its place in the order; admitted again it computes them
+//!   once more, less what the prefix cache still has, and goes on where it was: a token depends on those before it
+//!   and on its position alone, so it generates what it would have.
 //! - **A step** holds at most `max_batch_tokens` tokens: one for each sequence that is generating, then prompts
 //!   in order of admission, split where the budget ends (Dynamic SplitFuse).
 //! - **Prefix cache**: a prompt skips the full blocks another sequence computed before, and looks again at each
@@ -15,19 +24,27 @@
 //!
 //! # Why nothing can get stuck
 //! 1. A request is only taken if it fits an empty cache ([`Scheduler::largest_request`]), so with nothing running
-//!    the first in the queue is admitted.
-//! 2. Every running sequence that generates moves in every step, as `max_batch_tokens ≥ max_seqs`; if one is still
-//!    in its prompt, at most `max_seqs − 1` generate, so at least one token of the oldest prompt is computed too. It
-//!    waits for no other's block: one waits only for sequences admitted earlier that move in this step.
-//! 3. Hence every running sequence ends after finitely many steps, gives back its blocks, and the queue moves on
-//!    in order: no request is overtaken.
+//!    the next in the queue is admitted.
+//! 2. The oldest running sequence (lowest ticket) is never preempted: the victim is always the youngest, and once
+//!    it is alone all blocks but its own can be had, which are enough by 1.
+//! 3. It moves in every step. If it generates, as `max_batch_tokens ≥ max_seqs`; if it is in its prompt, at most
+//!    `max_seqs − 1` others generate, its prompt is the first after them, and it waits for no other's block: one
+//!    waits only for older sequences that move in this step.
+//! 4. Hence the oldest ends after finitely many steps, and the next is the oldest. Preempted sequences come before the
+//!    queue, the oldest first, so every admitted sequence becomes the oldest one day, and ends.
+//! 5. A request in the queue moves up its line as those before it are admitted; at the front it is overtaken at most
+//!    `max_overtaken` times before only older ones can come first. So it is admitted one day.
+//!
+//! `model_check` walks through every state that a few requests can lead to and finds these claims kept.
 
+mod queue;
 mod running;
 
 use crate::kv::{BlockPool, BlockTable};
+use queue::Queue;
 use running::Running;
-use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Names a request within one engine; never reused.
 pub type RequestId = u64;
@@ -41,6 +58,8 @@ pub struct Limits {
     pub max_batch_tokens: usize,
     /// Requests that may wait for admission.
     pub max_waiting: usize,
+    /// Younger requests that may be admitted before one at the front of its line.
+    pub max_overtaken: usize,
 }
 
 /// The waiting queue is full.
@@ -76,6 +95,17 @@ pub struct Arrival {
     pub root: u64,
     /// Whether it may skip computed tokens. `false` for one that wants logits of its prompt.
     pub reuse: bool,
+    /// Who asks; each client gets its turn.
+    pub client: Arc<str>,
+    /// A higher one is admitted first.
+    pub priority: i32,
+}
+
+impl Arrival {
+    /// Of nobody in particular, nothing special.
+    pub fn new(id: RequestId, tokens: Vec<u32>, max_tokens: usize) -> Self {
+        Self { id, tokens, max_tokens, root: 0, reuse: true, client: "".into(), priority: 0 }
+    }
 }
 
 /// The queue, the running sequences and their KV blocks.
@@ -84,9 +114,13 @@ pub struct Scheduler {
     limits: Limits,
     block_tokens: usize,
     pool: BlockPool,
-    waiting: VecDeque<Arrival>,
-    /// In order of admission.
+    queue: Queue,
+    /// Preempted, by ticket.
+    parked: Vec<Running>,
+    /// By ticket.
     running: Vec<Running>,
+    next_ticket: u64,
+    preemptions: u64,
 }
 
 impl Scheduler {
@@ -98,8 +132,16 @@ impl Scheduler {
     pub fn new(limits: Limits, blocks: usize, block_tokens: usize) -> Self {
         assert!(limits.max_seqs > 0 && block_tokens > 0, "nothing could ever run");
         assert!(limits.max_batch_tokens >= limits.max_seqs, "a full batch would not fit a step");
-        let (waiting, running) = (VecDeque::new(), Vec::new());
-        Self { limits, block_tokens, pool: BlockPool::new(blocks), waiting, running }
+        Self {
+            limits,
+            block_tokens,
+            pool: BlockPool::new(blocks),
+            queue: Queue::new(limits.max_overtaken),
+            parked: Vec::new(),
+            running: Vec::new(),
+            next_ticket: 0,
+            preemptions: 0,
+        }
     }
 
     /// The bounds it keeps.
@@ -123,11 +165,11 @@ impl Scheduler {
             prompt > 0 && prompt + arrival.max_tokens <= self.largest_request(),
             "request {id} can never run"
         );
-        self.waiting.push_back(arrival);
+        let active = self.running.iter().chain(&self.parked).map(|s| s.client.clone()).collect();
+        self.queue.push(arrival, &active);
         self.admit();
-        let waiting = self.waiting.len();
-        if waiting > self.limits.max_waiting {
-            self.waiting.pop_back();
+        let waiting = self.queue.len();
+        if waiting > self.limits.max_waiting && self.queue.remove(id) {
             return Err(QueueFull { waiting: waiting - 1 });
         }
         Ok(())
@@ -136,6 +178,8 @@ impl Scheduler {
     /// The next step's tokens: generating sequences first, then prompts, each in order of admission. They count as
     /// computed from now on. Empty when nothing runs.
     pub fn plan(&mut self) -> Vec<Part> {
+        self.admit();
+        self.secure_blocks();
         for sequence in &mut self.running {
             sequence.adopt(&mut self.pool, self.block_tokens);
         }
@@ -148,10 +192,36 @@ impl Scheduler {
             if count > 0 && !self.waits_for_one_of(i, &moving) {
                 left -= count;
                 moving.push(i);
+                self.queue.charge(&self.running[i].client, count);
                 parts.push(self.running[i].take(count));
             }
         }
         parts
+    }
+
+    /// Gives every running sequence blocks for the tokens it knows, the oldest first, at the expense of the youngest.
+    fn secure_blocks(&mut self) {
+        let mut i = 0;
+        while i < self.running.len() {
+            let sequence = &mut self.running[i];
+            let missing = sequence.blocks_for_known(self.block_tokens).saturating_sub(sequence.table.len());
+            match self.pool.allocate(missing) {
+                Some(own) => {
+                    sequence.extend(own);
+                    i += 1;
+                }
+                None => self.preempt_youngest(),
+            }
+        }
+    }
+
+    fn preempt_youngest(&mut self) {
+        let mut victim = self.running.pop().expect("somebody needs a block");
+        assert!(!self.running.is_empty(), "request {} alone outgrew the cache", victim.id);
+        victim.give_up_blocks(&mut self.pool);
+        let place = self.parked.partition_point(|s| s.ticket < victim.ticket);
+        self.parked.insert(place, victim);
+        self.preemptions += 1;
     }
 
     /// Whether the block a sequence needs next is being computed in this step for one admitted before it.
@@ -174,12 +244,16 @@ impl Scheduler {
         sequence.tokens.push(token);
     }
 
-    /// Takes a request out, finished or not: its blocks are free at once and go to whoever waits longest.
+    /// Takes a request out, finished or not: its blocks are free at once and go to whoever is next.
     /// Unknown ids are ignored.
     pub fn remove(&mut self, id: RequestId) {
-        self.waiting.retain(|w| w.id != id);
+        self.queue.remove(id);
+        self.parked.retain(|s| s.id != id);
         if let Some(i) = self.running.iter().position(|s| s.id == id) {
             self.pool.release(&self.running.remove(i).table);
+        }
+        if self.running.is_empty() && self.waiting() == 0 {
+            self.queue.forget();
         }
         self.admit();
     }
@@ -189,9 +263,19 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Requests waiting for admission.
+    /// Requests waiting for admission, for the first time or again.
     pub fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.queue.len() + self.parked.len()
+    }
+
+    /// Whether a request was never admitted so far.
+    pub fn is_queued(&self, id: RequestId) -> bool {
+        self.queue.contains(id)
+    }
+
+    /// How often a sequence had to give its blocks up.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
     }
 
     /// The KV blocks.
@@ -199,26 +283,45 @@ impl Scheduler {
         &self.pool
     }
 
+    /// Lets in who can be, preempted sequences first. Nobody passes one that finds no room.
     fn admit(&mut self) {
         while self.running.len() < self.limits.max_seqs {
-            let Some(next) = self.waiting.front() else { return };
-            let count = worst_case(next.tokens.len(), next.max_tokens).div_ceil(self.block_tokens);
-            let mut sequence = Running::new(next.clone(), &mut self.pool, self.block_tokens);
-            let Some(own) = self.pool.allocate(count - sequence.table.len()) else {
-                self.pool.release(&sequence.table);
-                return;
+            let next = match (self.parked.first(), self.queue.next()) {
+                (Some(parked), _) => parked.clone(),
+                (None, Some(arrival)) => Running::new(arrival.clone(), self.next_ticket),
+                (None, None) => return,
             };
-            sequence.table = sequence.table.iter().copied().chain(own).collect();
-            self.waiting.pop_front();
-            self.running.push(sequence);
+            let Some(placed) = self.place(next) else { return };
+            if self.parked.is_empty() {
+                self.queue.pop();
+                self.next_ticket += 1;
+            } else {
+                self.parked.remove(0);
+            }
+            let place = self.running.partition_point(|s| s.ticket < placed.ticket);
+            self.running.insert(place, placed);
         }
+    }
+
+    /// The sequence with blocks for its known tokens, if there is room.
+    fn place(&mut self, mut sequence: Running) -> Option<Running> {
+        let at_most = |s: &Running| s.blocks_at_most(self.block_tokens);
+        let reserved: usize = self.running.iter().map(at_most).sum();
+        let safe = reserved + at_most(&sequence) <= self.pool.total();
+        let spare = if safe || self.running.is_empty() { 0 } else { self.running.len() + 1 };
+        sequence.adopt(&mut self.pool, self.block_tokens);
+        let missing = sequence.blocks_for_known(self.block_tokens) - sequence.table.len();
+        if self.pool.available() < missing + spare {
+            sequence.give_up_blocks(&mut self.pool);
+            return None;
+        }
+        let own = self.pool.allocate(missing).expect("counted just now");
+        sequence.extend(own);
+        Some(sequence)
     }
 }
 
-/// Most positions whose keys and values are ever stored: the last token generated is never fed back.
-fn worst_case(prompt: usize, max_tokens: usize) -> usize {
-    prompt + max_tokens.saturating_sub(1)
-}
-
+#[cfg(test)]
+mod model_check;
 #[cfg(test)]
 mod tests;

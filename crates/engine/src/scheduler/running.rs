@@ -3,10 +3,15 @@
 use super::{Arrival, Part, RequestId};
 use crate::kv::{BlockPool, BlockTable, Chain};
 use std::ops::Range;
+use std::sync::Arc;
 
 #[derive(Clone, Debug)]
 pub(super) struct Running {
     pub id: RequestId,
+    /// Its place in the order of first admissions: the lower, the safer from preemption.
+    pub ticket: u64,
+    pub client: Arc<str>,
+    pub root: u64,
     /// Prompt and output so far.
     pub tokens: Vec<u32>,
     /// Tokens of the prompt.
@@ -15,6 +20,8 @@ pub(super) struct Running {
     pub most: usize,
     /// Tokens whose keys and values are in the cache, or will be once the planned step has run.
     pub computed: usize,
+    /// The most it had computed, before a preemption too.
+    pub reached: usize,
     pub table: BlockTable,
     /// The blocks known to the prefix cache, those in front of the table.
     pub chain: Chain,
@@ -27,23 +34,51 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// With the blocks it finds in the cache, and none of its own yet.
-    pub fn new(arrival: Arrival, pool: &mut BlockPool, block_tokens: usize) -> Self {
+    /// Without blocks.
+    pub fn new(arrival: Arrival, ticket: u64) -> Self {
         let prompt = arrival.tokens.len();
-        let mut running = Self {
+        Self {
             id: arrival.id,
+            ticket,
+            client: arrival.client,
+            root: arrival.root,
             prompt,
             most: prompt + arrival.max_tokens,
             tokens: arrival.tokens,
             computed: 0,
+            reached: 0,
             table: [].into(),
             chain: Chain::Root(arrival.root),
             registered: 0,
             reuse: arrival.reuse,
             cached: 0,
-        };
-        running.adopt(pool, block_tokens);
-        running
+        }
+    }
+
+    /// Blocks that its known tokens fill or begin.
+    pub fn blocks_for_known(&self, block_tokens: usize) -> usize {
+        self.tokens.len().div_ceil(block_tokens)
+    }
+
+    /// Most blocks it can ever need: the last token it generates is never fed back.
+    pub fn blocks_at_most(&self, block_tokens: usize) -> usize {
+        self.prompt.max(self.most - 1).div_ceil(block_tokens)
+    }
+
+    /// Puts blocks of its own behind those it has.
+    pub fn extend(&mut self, own: Vec<u32>) {
+        if !own.is_empty() {
+            self.table = self.table.iter().copied().chain(own).collect();
+        }
+    }
+
+    /// Gives its blocks up. It keeps its tokens, to compute them again.
+    pub fn give_up_blocks(&mut self, pool: &mut BlockPool) {
+        pool.release(&self.table);
+        self.table = [].into();
+        self.chain = Chain::Root(self.root);
+        self.registered = 0;
+        self.computed = 0;
     }
 
     /// Takes over blocks the cache has for its next tokens, in place of its own. At least its last token is left to
@@ -60,7 +95,10 @@ impl Running {
             self.chain = chain;
             self.registered += 1;
             self.computed = next.end;
-            self.cached = self.cached.max(next.end.min(self.prompt));
+            if next.end > self.reached {
+                self.cached += next.end.min(self.prompt) - next.start.min(self.prompt);
+                self.reached = next.end;
+            }
         }
     }
 
@@ -99,6 +137,7 @@ impl Running {
     pub fn take(&mut self, count: usize) -> Part {
         let start = self.computed;
         self.computed += count;
+        self.reached = self.reached.max(self.computed);
         Part { id: self.id, positions: start..self.computed, table: self.table.clone(), cached: self.cached }
     }
 }

@@ -56,8 +56,7 @@ impl Play {
     fn enqueue(&mut self, wish: Wish) -> Option<RequestId> {
         let id = self.next_id;
         self.next_id += 1;
-        let arrival =
-            Arrival { id, tokens: wish.tokens(), max_tokens: wish.max_tokens, root: 0, reuse: true };
+        let arrival = Arrival::new(id, wish.tokens(), wish.max_tokens);
         match self.scheduler.enqueue(arrival) {
             Ok(()) => {
                 self.wishes.insert(id, wish);
@@ -84,7 +83,12 @@ impl Play {
         let tokens: usize = parts.iter().map(|p| p.positions.len()).sum();
         assert!(tokens <= self.limits.max_batch_tokens);
         assert!(parts.len() <= self.limits.max_seqs);
-        let is_decode = |p: &Part| p.positions.start >= self.wishes[&p.id].prompt;
+        let is_decode = |p: &Part| {
+            let known = self.wishes[&p.id].prompt + self.progress[&p.id].1;
+            p.positions.start >= self.wishes[&p.id].prompt
+                && p.positions.end == known
+                && p.positions.len() == 1
+        };
         assert!(parts.is_sorted_by_key(|p| !is_decode(p)), "decodes come first");
         for part in parts {
             self.feed(part);
@@ -102,18 +106,16 @@ impl Play {
     fn feed(&mut self, part: Part) {
         let wish = self.wishes[&part.id];
         let (computed, generated) = self.progress.get_mut(&part.id).expect("only live requests are planned");
-        assert!(part.positions.start >= *computed, "every position once at most, in order");
-        assert!(
-            part.positions.start == *computed || part.cached >= part.positions.start,
-            "or found computed"
-        );
-        *computed = part.positions.end;
+        let again = part.positions.start < *computed;
+        assert!(!again || self.scheduler.preemptions() > 0, "every position once, unless preempted");
+        assert!(part.positions.start <= *computed || part.cached > 0, "in order, unless found computed");
+        *computed = part.positions.end.max(*computed);
         self.scheduler.stored(part.id);
         assert!(
             part.positions.end <= part.table.len() * self.scheduler.block_tokens,
             "positions have blocks"
         );
-        if *computed < wish.prompt {
+        if part.positions.end < wish.prompt + *generated {
             return;
         }
         if *generated < wish.max_tokens {
@@ -128,10 +130,17 @@ impl Play {
         }
     }
 
+    /// Sequences that run or ran, by ticket.
+    fn admitted(&self) -> Vec<&Running> {
+        let mut all: Vec<_> = self.scheduler.running.iter().chain(&self.scheduler.parked).collect();
+        all.sort_by_key(|s| s.ticket);
+        all
+    }
+
     fn check_blocks(&mut self) {
         let known = &self.started;
-        let new: Vec<_> =
-            self.scheduler.running.iter().map(|s| s.id).filter(|id| !known.contains(id)).collect();
+        assert!(self.scheduler.parked.iter().all(|s| s.table.is_empty()));
+        let new: Vec<_> = self.admitted().iter().map(|s| s.id).filter(|id| !known.contains(id)).collect();
         self.started.extend(new);
         let mut references = vec![0; self.scheduler.pool.total()];
         for sequence in &self.scheduler.running {
@@ -159,7 +168,7 @@ impl Play {
 }
 
 fn limits(max_seqs: usize, max_batch_tokens: usize, max_waiting: usize) -> Limits {
-    Limits { max_seqs, max_batch_tokens, max_waiting }
+    Limits { max_seqs, max_batch_tokens, max_waiting, max_overtaken: 9 }
 }
 
 #[test]
@@ -209,6 +218,55 @@ fn cancelling_frees_blocks_for_the_next_in_line_at_once() {
 }
 
 #[test]
+fn what_may_grow_long_runs_on_trust_and_the_youngest_makes_room() {
+    let mut play = Play::new(limits(4, 8, 9), 10, 4);
+    for family in 0..3 {
+        // Reserved, each would take all ten blocks.
+        play.enqueue(Wish::new(6, 34).of_family(family));
+    }
+    assert_eq!((play.scheduler.running(), play.scheduler.waiting()), (3, 0));
+    let mut order = Vec::new();
+    while !play.progress.is_empty() {
+        let before: Vec<_> = play.progress.keys().copied().collect();
+        assert!(play.step() > 0);
+        order.extend(before.into_iter().filter(|id| !play.progress.contains_key(id)));
+    }
+    assert_eq!(order, [0, 1, 2]);
+    assert!(play.scheduler.preemptions() >= 2);
+    play.finish();
+}
+
+#[test]
+fn what_fits_with_reserve_is_never_preempted() {
+    let mut play = Play::new(limits(3, 8, 9), 30, 4);
+    for family in 0..3 {
+        play.enqueue(Wish::new(6, 34).of_family(family));
+    }
+    play.finish();
+    assert_eq!(play.scheduler.preemptions(), 0);
+}
+
+#[test]
+fn a_patient_request_is_served_under_endless_traffic_of_higher_priority() {
+    let mut play = Play::new(limits(1, 8, 9), 8, 4);
+    play.enqueue(Wish::new(1, 3));
+    let poor = Arrival { priority: -1, client: "poor".into(), ..Arrival::new(1000, vec![1], 1) };
+    play.scheduler.enqueue(poor).expect("room");
+    for id in 2000..2100 {
+        let rich = Arrival { priority: 9, client: "rich".into(), ..Arrival::new(id, vec![2], 1) };
+        play.scheduler.enqueue(rich).expect("one at a time");
+        for part in play.scheduler.plan() {
+            play.scheduler.stored(part.id);
+            play.scheduler.remove(part.id);
+            if part.id == 1000 {
+                return;
+            }
+        }
+    }
+    panic!("starved");
+}
+
+#[test]
 fn samples_of_one_prompt_compute_it_once_and_share_its_blocks() {
     let mut play = Play::new(limits(4, 8, 9), 100, 4);
     for _ in 0..4 {
@@ -231,7 +289,7 @@ fn a_later_turn_finds_the_earlier_ones_and_a_scored_prompt_does_not_look() {
     play.finish();
     let turn = |id, reuse| {
         let said = Wish::new(10, 0).tokens().into_iter().chain((1..7).map(|i| 7000 + i)).chain([1, 2, 3]);
-        Arrival { id, tokens: said.collect(), max_tokens: 1, root: 0, reuse }
+        Arrival { reuse, ..Arrival::new(id, said.collect(), 1) }
     };
     let mut found = |arrival: Arrival| {
         let id = arrival.id;
@@ -252,7 +310,7 @@ fn a_later_turn_finds_the_earlier_ones_and_a_scored_prompt_does_not_look() {
 #[test]
 fn what_a_failed_step_left_behind_is_not_shared() {
     let mut play = Play::new(limits(2, 64, 9), 100, 4);
-    let arrival = |id| Arrival { id, tokens: vec![1; 9], max_tokens: 1, root: 0, reuse: true };
+    let arrival = |id| Arrival::new(id, vec![1; 9], 1);
     play.scheduler.enqueue(arrival(0)).expect("room");
     play.scheduler.plan();
     play.scheduler.remove(0);
@@ -278,9 +336,7 @@ fn every_small_schedule_finishes() {
     let shapes = [(1, 0), (1, 1), (1, 3), (2, 2), (3, 1), (4, 0)];
     let wish = |i: usize| Wish::new(shapes[i].0, shapes[i].1);
     let mut schedules = 0;
-    for (seqs, tokens, blocks, block_tokens) in
-        [(1, 1, 4, 1), (2, 2, 4, 1), (2, 3, 5, 1), (3, 3, 6, 1), (2, 2, 2, 2), (3, 8, 3, 2), (2, 2, 1, 4)]
-    {
+    for (seqs, tokens, blocks, block_tokens) in [(1, 1, 4, 1), (2, 3, 5, 1), (3, 8, 3, 2), (2, 2, 1, 4)] {
         for code in 0..shapes.len().pow(3) * 3 * 3 * 8 * 2 {
             let mut code = code;
             let mut digit = |base: usize| (code % base, code /= base).0;

@@ -182,6 +182,30 @@ fn samples_of_one_prompt_share_its_full_blocks() {
 }
 
 #[test]
+fn responses_are_bit_equal_when_sequences_are_preempted() {
+    let files = open("tiny-chat");
+    let model = load(&files);
+    let request = |i: u32| Request { logprobs: Some(1), ..greedy(&[i, 3, 5 + i], 60) };
+    let requests: Vec<Request> = (0..4).map(request).collect();
+    let alone = alone(&model, &requests);
+    let block = hearth_engine::footprint::kv_block_bytes(&files.config);
+    let config = EngineConfig {
+        max_seqs: 4,
+        max_batch_tokens: 24,
+        context_limit: Some(64),
+        kv_bytes: Some(9 * block),
+        ..EngineConfig::default()
+    };
+    let engine = Engine::start(model, config).expect("64 tokens fit 9 blocks");
+    let running: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).expect("fits")).collect();
+    for (generation, alone) in running.into_iter().zip(&alone) {
+        assert_eq!(&bits(&events(generation)), alone);
+    }
+    engine.drain();
+    assert!(engine.stats().preemptions > 0 && engine.stats().kv_blocks_used == 0);
+}
+
+#[test]
 fn cancelled_requests_leave_the_others_alone_and_their_blocks_behind() {
     let files = open("tiny-chat");
     let model = load(&files);

@@ -141,6 +141,7 @@ impl Task {
                 Event::Failed(why) if why.contains(AT_FAULT) => {
                     return Err(ApiError::bad_request(why));
                 }
+                Event::Overdue { limit } => return Err(ApiError::request_timeout(limit)),
                 Event::Failed(why) => return Err(ApiError::internal(why)),
             }
         }

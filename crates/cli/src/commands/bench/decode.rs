@@ -90,6 +90,7 @@ fn times(mut generation: Generation) -> anyhow::Result<Vec<Instant>> {
             Some(Event::Prompt(_) | Event::Embedding(_)) => {}
             Some(Event::Finished { .. }) => return Ok(times),
             Some(Event::Failed(why)) => bail!("the engine could not go on: {why}"),
+            Some(Event::Overdue { .. }) => bail!("a sequence waited too long for its turn"),
             None => bail!("the engine ended before the generation did"),
         }
     }
