@@ -4,25 +4,108 @@
 //! each instruction set by [`multiversion!`]. Rust neither contracts nor reorders floating point, so every
 //! version computes the same bits; the portable one is merely slow where the CPU has no FMA.
 
-/// Floats handled side by side: two AVX2 registers.
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+/// Floats handled side by side: one AVX-512 register, two of AVX2.
 pub const LANES: usize = 16;
 
 /// A group of lanes.
 pub type Lanes = [f32; LANES];
 
-/// Instruction set the kernels run on, for start-up messages.
-pub fn instruction_set() -> &'static str {
-    if avx2() { "avx2+fma" } else { "portable (no AVX2: expect it to be slow)" }
+/// An instruction set that kernels have a version for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What every CPU of the architecture has.
+    Portable,
+    /// AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL beside those.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
-/// Whether the AVX2 version runs.
+/// The level that runs, plus one; 0 = not looked yet.
+static LEVEL: AtomicU8 = AtomicU8::new(0);
+
+impl Level {
+    /// All that this CPU has, the best last.
+    pub fn present() -> Vec<Level> {
+        let mut levels = vec![Level::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if avx2 {
+                levels.push(Level::Avx2);
+            }
+            if avx2 && avx512 {
+                levels.push(Level::Avx512);
+            }
+        }
+        levels
+    }
+
+    /// Its name, for start-up messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable (no AVX2: expect it to be slow)",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2+fma",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512",
+        }
+    }
+}
+
+/// The level that kernels run at: the best this CPU has, unless [`limit`] says less.
+#[inline]
+pub fn level() -> Level {
+    match LEVEL.load(Relaxed) {
+        0 => limit(None),
+        1 => Level::Portable,
+        #[cfg(target_arch = "x86_64")]
+        2 => Level::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        _ => Level::Avx512,
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => Level::Portable,
+    }
+}
+
+/// From now on kernels run at no higher level than this (`None` = the best there is); returns what that comes to. All
+/// levels compute the same bits: this is for tests and measurements.
+#[cold]
+pub fn limit(most: Option<Level>) -> Level {
+    let present = Level::present();
+    let allowed = present.into_iter().filter(|level| most.is_none_or(|most| *level <= most));
+    let level = allowed.last().unwrap_or(Level::Portable);
+    LEVEL.store(level as u8 + 1, Relaxed);
+    level
+}
+
+/// Instruction set the kernels run on, for start-up messages.
+pub fn instruction_set() -> &'static str {
+    level().name()
+}
+
+/// Whether at least the AVX2 version runs.
 #[inline]
 pub fn avx2() -> bool {
+    level() > Level::Portable
+}
+
+/// Whether the AVX-512 version runs.
+#[inline]
+pub fn avx512() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
+        level() == Level::Avx512
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -30,7 +113,7 @@ pub fn avx2() -> bool {
     }
 }
 
-/// Compiles a function for AVX2+FMA and for the portable baseline, and picks one at run time.
+/// Compiles a function for AVX-512, for AVX2+FMA and for the portable baseline, and picks one at run time.
 /// Everything the body calls must be `#[inline(always)]`. Type parameters take one bound each.
 #[macro_export]
 #[doc(hidden)]
@@ -51,9 +134,19 @@ macro_rules! multiversion {
             }
 
             #[cfg(target_arch = "x86_64")]
-            if $crate::cpu::simd::avx2() {
-                // SAFETY: the three features were detected on this CPU.
-                return unsafe { avx2($($arg),*) };
+            #[allow(clippy::too_many_arguments)]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            fn avx512 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+                portable($($arg),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            match $crate::cpu::simd::level() {
+                // SAFETY: the features were detected on this CPU.
+                $crate::cpu::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                $crate::cpu::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                $crate::cpu::simd::Level::Portable => {}
             }
             portable($($arg),*)
         }

@@ -9,6 +9,8 @@ use crate::multiversion;
 use bytemuck::Pod;
 use half::{bf16, f16};
 use rayon::prelude::*;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
 
 /// An element as it is stored.
 pub trait Stored: Pod + Send + Sync {
@@ -26,6 +28,14 @@ pub trait Stored: Pod + Send + Sync {
     fn narrow_block(from: &[f32], to: &mut [Self]) {
         narrow_each(from, to);
     }
+
+    /// The first lanes of 16 elements, as `mask` says, in f32; the others are zero and not read.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW and VL are there, `from` points to the elements of the mask.
+    #[cfg(target_arch = "x86_64")]
+    #[doc(hidden)]
+    unsafe fn load16(from: *const Self, mask: u16) -> __m512;
 
     /// The slice in f32, widened into `buffer` (at least as long) unless it already is.
     #[inline(always)]
@@ -51,6 +61,14 @@ impl Stored for f32 {
     fn floats<'a>(from: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
         from
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    #[inline]
+    unsafe fn load16(from: *const Self, mask: u16) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_maskz_loadu_ps(mask, from) }
+    }
 }
 
 impl Stored for bf16 {
@@ -66,6 +84,15 @@ impl Stored for bf16 {
         // A NaN keeps its top bits and becomes quiet: rounding could carry it to infinity.
         let kept = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
         bf16::from_bits((kept >> 16) as u16)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    #[inline]
+    unsafe fn load16(from: *const Self, mask: u16) -> __m512 {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { _mm256_maskz_loadu_epi16(mask, from.cast()) };
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
     }
 }
 
@@ -115,6 +142,15 @@ impl Stored for f16 {
         }
         narrow_each(from, to);
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    #[inline]
+    unsafe fn load16(from: *const Self, mask: u16) -> __m512 {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { _mm256_maskz_loadu_epi16(mask, from.cast()) };
+        _mm512_cvtph_ps(bits)
+    }
 }
 
 /// Stores nothing: a state that is not there, a copy that nobody asked for.
@@ -126,6 +162,14 @@ impl Stored for () {
 
     #[inline(always)]
     fn narrow(_: f32) -> Self {}
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    #[inline]
+    unsafe fn load16(from: *const Self, mask: u16) -> __m512 {
+        let _ = (from, mask);
+        _mm512_setzero_ps()
+    }
 }
 
 /// `to ← from`, rounded, with all cores.
