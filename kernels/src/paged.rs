@@ -3,48 +3,75 @@
 pub use crate::cpu::attention::SequenceRows;
 pub use crate::cpu::kv::KV_BLOCK;
 
-use crate::cpu::attention::{AttentionSpec, attend};
-use crate::cpu::attention_decode;
+use crate::cpu::attention::AttentionSpec;
+use crate::cpu::attention_paged::{self, Scratch};
 use crate::cpu::kv::KvLayout;
-use crate::cpu::pages::zeros_on_huge_pages;
+use crate::cpu::pages::on_huge_pages;
+use crate::cpu::stored::Stored;
 use burn::tensor::{Tensor, TensorData};
+use half::f16;
+use half::vec::HalfBitsVecExt;
+
+/// What a cache stores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// Keys and values as they are.
+    #[default]
+    F32,
+    /// Rounded to half precision: half the bytes to hold and to read.
+    F16,
+}
+
+impl KvType {
+    fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
 
 /// Keys and values of every layer in blocks of [`KV_BLOCK`] tokens, allocated once.
 pub struct KvCache {
     layout: KvLayout,
-    layers: Vec<Vec<f32>>,
-    /// Scores of the attention of a few rows.
-    scratch: Vec<f32>,
+    layers: Layers,
+    scratch: Scratch,
 }
 
-/// Rows up to which attention cuts each row's work in pieces.
-const FEW_ROWS: usize = 64;
+enum Layers {
+    F32(Vec<Vec<f32>>),
+    F16(Vec<Vec<f16>>),
+}
 
 impl KvCache {
     /// A cache of `blocks` blocks in each of `layers` layers, all zero.
-    pub fn new(layers: usize, blocks: usize, kv_heads: usize, head_dim: usize) -> Self {
+    pub fn new(layers: usize, blocks: usize, kv_heads: usize, head_dim: usize, kind: KvType) -> Self {
         let layout = KvLayout { kv_heads, head_dim };
-        Self {
-            layout,
-            layers: (0..layers).map(|_| zeros_on_huge_pages(blocks * layout.block_len())).collect(),
-            scratch: Vec::new(),
-        }
+        let len = blocks * layout.block_len();
+        let layers = match kind {
+            KvType::F32 => Layers::F32((0..layers).map(|_| on_huge_pages(vec![0.0; len])).collect()),
+            KvType::F16 => {
+                let layer = |_| on_huge_pages(vec![0u16; len]).reinterpret_into();
+                Layers::F16((0..layers).map(layer).collect())
+            }
+        };
+        Self { layout, layers, scratch: Scratch::default() }
     }
 
-    /// Bytes that attention through it allocates once, when sequences reach `context` tokens.
-    pub fn scratch_bytes(heads: usize, kv_heads: usize, context: usize) -> usize {
-        attention_decode::scratch_bytes(heads, kv_heads, context)
+    /// Most bytes that attention through it keeps besides, when sequences reach `context` tokens.
+    pub fn scratch_bytes(context: usize) -> usize {
+        attention_paged::scratch_bytes(context)
     }
 
     /// Bytes that [`Self::new`] allocates.
-    pub fn bytes(layers: usize, blocks: usize, kv_heads: usize, head_dim: usize) -> usize {
-        layers * blocks * KvLayout { kv_heads, head_dim }.block_len() * size_of::<f32>()
+    pub fn bytes(layers: usize, blocks: usize, kv_heads: usize, head_dim: usize, kind: KvType) -> usize {
+        layers * blocks * KvLayout { kv_heads, head_dim }.block_len() * kind.bytes()
     }
 }
 
 /// Writes the rows' keys and values to the cache, then attends each row over its sequence so far.
 /// `q`: `[rows, heads, head_dim]`; `k`, `v`: `[rows, kv_heads, head_dim]`; `sequences` cover the rows in order.
-/// Returns `[rows, heads, head_dim]`, each row bit-equal to what [`crate::attention`] gives for it.
+/// Returns `[rows, heads, head_dim]`; from a cache of f32 each row is bit-equal to what [`crate::attention`] gives for it.
 pub fn attention_paged(
     q: Tensor<3>,
     k: Tensor<3>,
@@ -55,18 +82,40 @@ pub fn attention_paged(
     spec: AttentionSpec,
 ) -> Tensor<3> {
     let ([rows, heads, d], device) = (q.dims(), q.device());
-    let width = cache.layout.kv_heads * cache.layout.head_dim;
     let [q, k, v] = [q, k, v].map(|x| x.into_data().try_into_vec::<f32>().expect("inference runs in f32"));
-    let data = &mut cache.layers[layer];
-    for s in sequences {
-        let range = s.rows.start * width..s.rows.end * width;
-        cache.layout.write(data, &s.table, s.first_position, &k[range.clone()], &v[range]);
-    }
     let mut y = vec![0.0; rows * heads * d];
-    if rows <= FEW_ROWS {
-        attention_decode::attend(cache.layout, data, sequences, &q, heads, spec, &mut cache.scratch, &mut y);
-    } else {
-        attend(cache.layout, data, sequences, &q, heads, spec, &mut y);
+    let KvCache { layout, layers, scratch } = cache;
+    let values = Values { q: &q, k: &k, v: &v, heads };
+    match layers {
+        Layers::F32(layers) => values.attend(*layout, &mut layers[layer], sequences, spec, scratch, &mut y),
+        Layers::F16(layers) => values.attend(*layout, &mut layers[layer], sequences, spec, scratch, &mut y),
     }
     Tensor::from_data(TensorData::new(y, [rows, heads, d]), &device)
+}
+
+/// A layer's queries, keys and values.
+struct Values<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    heads: usize,
+}
+
+impl Values<'_> {
+    fn attend<T: Stored>(
+        &self,
+        layout: KvLayout,
+        data: &mut [T],
+        sequences: &[SequenceRows],
+        spec: AttentionSpec,
+        scratch: &mut Scratch,
+        y: &mut [f32],
+    ) {
+        let width = layout.kv_heads * layout.head_dim;
+        for s in sequences {
+            let range = s.rows.start * width..s.rows.end * width;
+            layout.write(data, &s.table, s.first_position, &self.k[range.clone()], &self.v[range]);
+        }
+        attention_paged::attend(layout, data, sequences, self.q, self.heads, spec, scratch, y);
+    }
 }

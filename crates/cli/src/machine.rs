@@ -1,5 +1,6 @@
 //! What the operating system says about this machine and this process.
 
+use hearth_kernels::cpu::simd;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -74,8 +75,11 @@ pub fn compute_on(threads: Option<usize>) -> anyhow::Result<Option<String>> {
     let given = threads.or_else(|| std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok().filter(|n| *n > 0));
     let (threads, cores) = (given.unwrap_or_else(cores), cores());
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-    let crowded = threads > cores;
-    Ok(crowded.then(|| format!("{threads} threads share {cores} cores: expect it to be slower, not faster")))
+    if threads > cores {
+        return Ok(Some(format!("{threads} threads share {cores} cores: expect it to be slower, not faster")));
+    }
+    let portable = simd::level() == simd::Level::Portable;
+    Ok(portable.then(|| format!("kernels: {}", simd::instruction_set())))
 }
 
 /// Those of the programs that a shell would find, in the order of their names here.

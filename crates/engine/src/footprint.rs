@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Shortfall};
 use crate::runner::HEAD_ROWS;
-use hearth_kernels::paged::{KV_BLOCK, KvCache};
+use hearth_kernels::paged::{KV_BLOCK, KvCache, KvType};
 use hearth_memory::{Ledger, Tier};
 use hearth_weights::ModelConfig;
 
@@ -14,8 +14,8 @@ pub const MIN_BATCH_TOKENS: usize = 64;
 const DEFAULT_KV_BYTES: u64 = 2 << 30;
 
 /// Bytes of one KV block over all layers.
-pub fn kv_block_bytes(config: &ModelConfig) -> u64 {
-    KvCache::bytes(config.num_layers, 1, config.num_kv_heads, config.head_dim) as u64
+pub fn kv_block_bytes(config: &ModelConfig, kv_type: KvType) -> u64 {
+    KvCache::bytes(config.num_layers, 1, config.num_kv_heads, config.head_dim, kv_type) as u64
 }
 
 /// Bytes of values between layers in a step of `rows` tokens: at the widest place the residual stream, its norm
@@ -28,8 +28,7 @@ pub fn working_bytes(config: &ModelConfig, rows: usize) -> u64 {
     let widest =
         (4 * config.hidden_size + 3 * config.intermediate_size).max(4 * config.hidden_size + 4 * q + 4 * kv);
     let logits = HEAD_ROWS.min(rows) * config.vocab_size + 8 * config.vocab_size;
-    let scores =
-        KvCache::scratch_bytes(config.num_heads, config.num_kv_heads, config.max_position_embeddings);
+    let scores = KvCache::scratch_bytes(config.max_position_embeddings);
     (4 * (rows * widest + logits) + scores) as u64
 }
 
@@ -37,19 +36,24 @@ pub fn working_bytes(config: &ModelConfig, rows: usize) -> u64 {
 ///
 /// # Errors
 /// [`Error::TooSmall`] with the smallest budget that works.
-pub fn check_weights(config: &ModelConfig, weights: u64, ledger: &Ledger) -> Result<(), Error> {
+pub fn check_weights(
+    config: &ModelConfig,
+    kv_type: KvType,
+    weights: u64,
+    ledger: &Ledger,
+) -> Result<(), Error> {
     let tokens = MIN_CONTEXT.min(config.max_position_embeddings);
-    refuse_unless_it_fits(config, weights, working_bytes(config, MIN_BATCH_TOKENS), tokens, ledger)
+    let kv = tokens.div_ceil(KV_BLOCK) as u64 * kv_block_bytes(config, kv_type);
+    refuse_unless_it_fits(weights, working_bytes(config, MIN_BATCH_TOKENS), tokens, kv, ledger)
 }
 
 fn refuse_unless_it_fits(
-    config: &ModelConfig,
     weights: u64,
     working: u64,
     tokens: usize,
+    kv: u64,
     ledger: &Ledger,
 ) -> Result<(), Error> {
-    let kv = tokens.div_ceil(KV_BLOCK) as u64 * kv_block_bytes(config);
     let (used, free) = (ledger.used(Tier::Device), ledger.free(Tier::Device));
     if weights.saturating_add(working).saturating_add(kv) <= free {
         return Ok(());
@@ -68,6 +72,8 @@ pub struct Wishes {
     pub context_limit: Option<usize>,
     /// Bytes of the KV cache; `None` = what is free.
     pub kv_bytes: Option<u64>,
+    /// What it stores.
+    pub kv_type: KvType,
 }
 
 /// What it gets.
@@ -90,7 +96,7 @@ pub struct Grant {
 pub fn grant(config: &ModelConfig, wishes: Wishes, ledger: &Ledger) -> Result<Grant, Error> {
     let context = wishes.context_limit.unwrap_or(config.max_position_embeddings);
     let least = if wishes.context_limit.is_some() { context } else { context.min(MIN_CONTEXT) };
-    let block = kv_block_bytes(config);
+    let block = kv_block_bytes(config, wishes.kv_type);
     let least_kv = least.div_ceil(KV_BLOCK) as u64 * block;
     let free = ledger.free(Tier::Device);
     let fewest_rows = wishes.max_seqs.max(MIN_BATCH_TOKENS.min(wishes.max_batch_tokens));
@@ -99,7 +105,7 @@ pub fn grant(config: &ModelConfig, wishes: Wishes, ledger: &Ledger) -> Result<Gr
         rows = (rows / 2).max(fewest_rows);
     }
     let working = working_bytes(config, rows);
-    refuse_unless_it_fits(config, 0, working, least, ledger)?;
+    refuse_unless_it_fits(0, working, least, least_kv, ledger)?;
     let limited = ledger.budget().limit(Tier::Device).is_some();
     let default = if limited { free - working } else { DEFAULT_KV_BYTES.max(least_kv) };
     let affordable = wishes.kv_bytes.unwrap_or(default).min(free - working) / block;

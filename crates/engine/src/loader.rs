@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::footprint;
 use burn::tensor::{Device, Tensor};
 use hearth_kernels::cpu::pages::Arena;
+use hearth_kernels::paged::KvType;
 use hearth_kernels::{Activations, PackedMatrix};
 use hearth_memory::{Charge, Kind, Ledger, Tier};
 use hearth_model::rope::Rope;
@@ -30,6 +31,7 @@ pub struct LoadProgress {
 pub struct ResidentWeights {
     matrices: HashMap<String, Arc<PackedMatrix>>,
     vectors: HashMap<String, Tensor<1>>,
+    kv_type: KvType,
     charge: Charge,
 }
 
@@ -50,10 +52,12 @@ impl ResidentWeights {
         let parts =
             params(arch).into_iter().map(|spec| Part::new(spec, files)).collect::<Result<Vec<_>, _>>()?;
         let total = parts.iter().map(|p| p.bytes).sum();
-        footprint::check_weights(arch.config(), total, ledger)?;
+        let kv_type = kv_type(&parts, activations);
+        footprint::check_weights(arch.config(), kv_type, total, ledger)?;
         let mut loaded = Self {
             matrices: HashMap::new(),
             vectors: HashMap::new(),
+            kv_type,
             charge: ledger.charge(Tier::Device, Kind::Weights, total)?,
         };
         let done = AtomicU64::new(0);
@@ -177,6 +181,12 @@ impl Part {
     }
 }
 
+/// What the KV cache of such weights stores: halves where the arithmetic rounds activations anyway.
+fn kv_type(parts: &[Part], activations: Activations) -> KvType {
+    let rounds = activations == Activations::Int8 && parts.iter().any(|p| p.format.block_len() > 1);
+    if rounds { KvType::F16 } else { KvType::F32 }
+}
+
 /// Whether a format keeps its size in panels; the others are held as f32.
 fn is_native(format: FormatRef) -> bool {
     PackedMatrix::has_layout(format.name())
@@ -235,6 +245,11 @@ impl LoadedModel {
     /// Bytes of weights charged for this model.
     pub fn weight_bytes(&self) -> u64 {
         self.0.weights.as_ref().map_or(0, ResidentWeights::bytes)
+    }
+
+    /// What its KV cache stores.
+    pub fn kv_type(&self) -> KvType {
+        self.0.weights.as_ref().map_or(KvType::F32, |w| w.kv_type)
     }
 
     /// The ledger the model is charged to.

@@ -55,12 +55,12 @@ impl Runner {
     /// [`Error::Memory`] when the budget does not hold them.
     pub fn new(model: LoadedModel, blocks: usize, working_bytes: u64) -> Result<Self, Error> {
         let c = model.config();
-        let bytes = KvCache::bytes(c.num_layers, blocks, c.num_kv_heads, c.head_dim) as u64;
+        let bytes = KvCache::bytes(c.num_layers, blocks, c.num_kv_heads, c.head_dim, model.kv_type()) as u64;
         let charges = [
             model.ledger().charge(Tier::Device, Kind::KvCache, bytes)?,
             model.ledger().charge(Tier::Device, Kind::Activations, working_bytes)?,
         ];
-        let cache = KvCache::new(c.num_layers, blocks, c.num_kv_heads, c.head_dim);
+        let cache = KvCache::new(c.num_layers, blocks, c.num_kv_heads, c.head_dim, model.kv_type());
         Ok(Self { cache, model, _charges: charges })
     }
 

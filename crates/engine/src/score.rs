@@ -33,6 +33,7 @@ impl Scorer {
             max_batch_tokens: CHUNK.min(context.max(HEAD_ROWS)),
             context_limit: Some(context),
             kv_bytes: None,
+            kv_type: model.kv_type(),
         };
         let grant = footprint::grant(model.config(), wishes, model.ledger())?;
         let blocks = context.div_ceil(KV_BLOCK);

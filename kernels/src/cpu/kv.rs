@@ -6,6 +6,7 @@
 //! keeps blocks in its paged cache. Hence one attention kernel.
 
 use super::simd::LANES;
+use super::stored::Stored;
 
 /// Tokens per KV block.
 pub const KV_BLOCK: usize = LANES;
@@ -25,32 +26,32 @@ impl KvLayout {
         self.head_dim.next_multiple_of(LANES)
     }
 
-    /// Floats of one head in one block: keys, then values.
+    /// Numbers of one head in one block: keys, then values.
     pub fn tile_len(self) -> usize {
         KV_BLOCK * (self.head_dim + self.padded())
     }
 
-    /// Floats of one block.
+    /// Numbers of one block.
     pub fn block_len(self) -> usize {
         self.kv_heads * self.tile_len()
     }
 
     /// Transposed keys of a head in a block: `[head_dim][16]`.
     #[inline(always)]
-    pub fn keys(self, data: &[f32], block: u32, head: usize) -> &[f32] {
+    pub fn keys<T>(self, data: &[T], block: u32, head: usize) -> &[T] {
         &data[block as usize * self.block_len() + head * self.tile_len()..][..KV_BLOCK * self.head_dim]
     }
 
     /// Values of a head in a block: `[16][padded]`.
     #[inline(always)]
-    pub fn values(self, data: &[f32], block: u32, head: usize) -> &[f32] {
+    pub fn values<T>(self, data: &[T], block: u32, head: usize) -> &[T] {
         let start = block as usize * self.block_len() + head * self.tile_len() + KV_BLOCK * self.head_dim;
         &data[start..][..KV_BLOCK * self.padded()]
     }
 
     /// Writes consecutive tokens from `position` on. `k`, `v`: `[tokens, kv_heads, head_dim]`; `table` names the
-    /// sequence's blocks in order.
-    pub fn write(self, data: &mut [f32], table: &[u32], position: usize, k: &[f32], v: &[f32]) {
+    /// sequence's blocks in order. Rounded to the nearest number that the cache stores.
+    pub fn write<T: Stored>(self, data: &mut [T], table: &[u32], position: usize, k: &[f32], v: &[f32]) {
         let width = self.kv_heads * self.head_dim;
         for (i, (k, v)) in k.chunks_exact(width).zip(v.chunks_exact(width)).enumerate() {
             let (block, slot) = ((position + i) / KV_BLOCK, (position + i) % KV_BLOCK);
@@ -59,10 +60,10 @@ impl KvLayout {
                 let tile = &mut data[base + head * self.tile_len()..][..self.tile_len()];
                 let (keys, values) = tile.split_at_mut(KV_BLOCK * self.head_dim);
                 for (d, x) in k[head * self.head_dim..][..self.head_dim].iter().enumerate() {
-                    keys[d * KV_BLOCK + slot] = *x;
+                    keys[d * KV_BLOCK + slot] = T::narrow(*x);
                 }
-                values[slot * self.padded()..][..self.head_dim]
-                    .copy_from_slice(&v[head * self.head_dim..][..self.head_dim]);
+                let values = &mut values[slot * self.padded()..][..self.head_dim];
+                T::narrow_block(&v[head * self.head_dim..][..self.head_dim], values);
             }
         }
     }

@@ -3,7 +3,7 @@ pub mod adafactor;
 pub mod adamw;
 pub mod attention;
 pub mod attention_backward;
-pub mod attention_decode;
+pub mod attention_paged;
 pub mod gemm;
 pub mod kv;
 pub mod lion;

@@ -16,9 +16,8 @@ pub fn with_capacity_on_huge_pages<T: Copy>(len: usize) -> Vec<T> {
     buffer
 }
 
-/// Zeros on huge pages; a page that is never touched takes no memory.
-pub fn zeros_on_huge_pages(len: usize) -> Vec<f32> {
-    let buffer = vec![0.0; len];
+/// The same vector, its pages huge from their first use on. Fresh zeros take no memory where they are never touched.
+pub fn on_huge_pages<T>(buffer: Vec<T>) -> Vec<T> {
     advise(buffer.as_ptr() as usize, size_of_val(buffer.as_slice()));
     buffer
 }

@@ -37,6 +37,14 @@ pub trait Stored: Pod + Send + Sync {
     #[doc(hidden)]
     unsafe fn load16(from: *const Self, mask: u16) -> __m512;
 
+    /// 16 elements in f32.
+    ///
+    /// # Safety
+    /// AVX2 and F16C are there, `from` points to 16 elements.
+    #[cfg(target_arch = "x86_64")]
+    #[doc(hidden)]
+    unsafe fn load8x2(from: *const Self) -> [__m256; 2];
+
     /// The slice in f32, widened into `buffer` (at least as long) unless it already is.
     #[inline(always)]
     fn floats<'a>(from: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
@@ -63,6 +71,14 @@ impl Stored for f32 {
     }
 
     #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    unsafe fn load8x2(from: *const Self) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+    }
+
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     #[inline]
     unsafe fn load16(from: *const Self, mask: u16) -> __m512 {
@@ -84,6 +100,19 @@ impl Stored for bf16 {
         // A NaN keeps its top bits and becomes quiet: rounding could carry it to infinity.
         let kept = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
         bf16::from_bits((kept >> 16) as u16)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    unsafe fn load8x2(from: *const Self) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { _mm256_loadu_si256(from.cast()) };
+        let halves = [_mm256_castsi256_si128(bits), _mm256_extracti128_si256::<1>(bits)];
+        // Written out: a closure may be compiled without this function's instruction set.
+        let low = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves[0]));
+        let high = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves[1]));
+        [_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)]
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -144,6 +173,15 @@ impl Stored for f16 {
     }
 
     #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    unsafe fn load8x2(from: *const Self) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { _mm256_loadu_si256(from.cast()) };
+        [_mm256_cvtph_ps(_mm256_castsi256_si128(bits)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(bits))]
+    }
+
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     #[inline]
     unsafe fn load16(from: *const Self, mask: u16) -> __m512 {
@@ -162,6 +200,14 @@ impl Stored for () {
 
     #[inline(always)]
     fn narrow(_: f32) -> Self {}
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    unsafe fn load8x2(from: *const Self) -> [__m256; 2] {
+        let _ = from;
+        [_mm256_setzero_ps(); 2]
+    }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]

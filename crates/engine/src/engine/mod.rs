@@ -95,12 +95,13 @@ impl Engine {
             max_batch_tokens: config.max_batch_tokens,
             context_limit: config.context_limit,
             kv_bytes: config.kv_bytes,
+            kv_type: model.kv_type(),
         };
         let grant = footprint::grant(model.config(), wishes, model.ledger())?;
         let facts = Facts::new(model.config(), grant.context_limit);
         let stats = EngineStats {
             weight_bytes: model.weight_bytes(),
-            kv_bytes: grant.blocks as u64 * footprint::kv_block_bytes(model.config()),
+            kv_bytes: grant.blocks as u64 * footprint::kv_block_bytes(model.config(), model.kv_type()),
             ..EngineStats::default()
         };
         let scheduler = Scheduler::new(config.limits(grant.max_batch_tokens), grant.blocks, KV_BLOCK);

@@ -3,6 +3,7 @@
 use crate::fixtures::*;
 use hearth_engine::api::{Event, Request, Sampling};
 use hearth_engine::{Activations, Engine, EngineConfig, LoadedModel};
+use hearth_kernels::paged::KvType;
 use hearth_memory::Ledger;
 
 /// Requests of every kind, lengths around the block size.
@@ -89,7 +90,7 @@ fn responses_are_bit_equal_when_the_cache_is_nearly_full_and_blocks_are_reused()
     let model = load(&files);
     let requests = requests(files.config.vocab_size, 64);
     let alone = alone(&model, &requests);
-    let block = hearth_engine::footprint::kv_block_bytes(&files.config);
+    let block = hearth_engine::footprint::kv_block_bytes(&files.config, KvType::F32);
     let config = EngineConfig {
         max_seqs: 7,
         max_batch_tokens: 24,
@@ -188,7 +189,7 @@ fn responses_are_bit_equal_when_sequences_are_preempted() {
     let request = |i: u32| Request { logprobs: Some(1), ..greedy(&[i, 3, 5 + i], 60) };
     let requests: Vec<Request> = (0..4).map(request).collect();
     let alone = alone(&model, &requests);
-    let block = hearth_engine::footprint::kv_block_bytes(&files.config);
+    let block = hearth_engine::footprint::kv_block_bytes(&files.config, KvType::F32);
     let config = EngineConfig {
         max_seqs: 4,
         max_batch_tokens: 24,

@@ -4,7 +4,7 @@ use super::Panel;
 use super::activations::Int8Rows;
 use super::format::ScaleKind;
 use super::product::Put;
-use crate::cpu::simd::LANES;
+use crate::cpu::simd::{LANES, Level, level};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -19,10 +19,7 @@ const TILE: usize = 8;
 /// Whether this CPU runs it.
 #[inline]
 pub fn available() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vnni")
-        && is_x86_feature_detected!("f16c")
+    level() == Level::Avx512 && is_x86_feature_detected!("avx512vnni")
 }
 
 /// As [`super::product::portable`]; only where [`available`].

@@ -1,0 +1,562 @@
+//! Attention through the paged KV cache: the arithmetic of [`super::attention::attend`], cut for inference.
+//!
+//! The cache stores f32 or 16-bit numbers; they are widened as they are read, so the arithmetic is the same.
+//!
+//! - *A prompt* has many rows. Some of them and all query heads that share a KV head are a *tile*: keys and values are
+//!   loaded once for all of its vectors.
+//! - *While sequences generate* there are few rows and long lines of keys, fewer tiles than threads. So the keys of a
+//!   tile are cut into stretches whose products are computed side by side; whoever finishes a tile takes its softmax;
+//!   then the outputs are computed by groups of lanes.
+//!
+//! Every number is made by the same chain either way: a row's result depends neither on the rows beside it nor on the
+//! way it was cut.
+
+use super::attention::{AttentionSpec, Keys, SequenceRows, softmax};
+use super::kv::{KV_BLOCK, KvLayout};
+use super::pool;
+use super::simd::{LANES, Lanes, Level, fma, level};
+use super::stored::Stored;
+use crate::multiversion;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Most vectors (query heads of rows) per tile.
+const TILE: usize = 8;
+/// Groups of lanes of the values at a time, and the dimensions they are.
+const GROUPS: usize = 2;
+const SIDE: usize = GROUPS * LANES;
+/// Blocks of keys per stretch.
+const STRETCH: usize = 16;
+/// Floats of scores that all threads share, unless a single tile needs more.
+const SCORES: usize = 1 << 18;
+
+/// Memory that attention keeps from call to call.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    shared: Vec<f32>,
+    /// One per thread at work.
+    own: Mutex<Vec<Vec<f32>>>,
+}
+
+/// Most bytes that a [`Scratch`] comes to when sequences reach `context` tokens.
+pub fn scratch_bytes(context: usize) -> usize {
+    let tile = TILE * (context.next_multiple_of(KV_BLOCK) + KV_BLOCK + 1);
+    (tile.max(SCORES) + pool::threads() * tile) * size_of::<f32>()
+}
+
+/// Attention of every row over its sequence's keys up to itself. `q`, `out`: `[rows, heads, head_dim]`; `data`: KV
+/// blocks in which the rows' own keys are written already. The sequences' rows follow one another from 0.
+#[allow(clippy::too_many_arguments)]
+pub fn attend<T: Stored>(
+    layout: KvLayout,
+    data: &[T],
+    sequences: &[SequenceRows],
+    q: &[f32],
+    heads: usize,
+    spec: AttentionSpec,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    assert_eq!((q.len(), heads % layout.kv_heads), (out.len(), 0), "attention: shapes");
+    let problem = Problem { layout, data, q, group: heads / layout.kv_heads, heads, scale: spec.scale };
+    let rows: usize = sequences.iter().map(|s| s.rows.len()).sum();
+    assert!(rows * heads * layout.head_dim <= q.len(), "attention: more rows than queries");
+    let tiles = problem.tiles(sequences, spec);
+    let out = Shared(out.as_mut_ptr());
+    if tiles.len() >= 4 * pool::threads() && tiles.len() >= 64 {
+        pool::for_each(tiles.len(), |i| {
+            let mut own =
+                scratch.own.lock().expect("nothing panics while it is held").pop().unwrap_or_default();
+            problem.whole(&tiles[i], &mut own, out);
+            scratch.own.lock().expect("nothing panics while it is held").push(own);
+        });
+        return;
+    }
+    let mut rest = &tiles[..];
+    while !rest.is_empty() {
+        // As many tiles at a time as the shared scores are meant to hold, but one at least.
+        let mut floats = 0;
+        let fits = |tile: &&Tile| {
+            floats += tile.vectors.len() * (tile.line() + 1);
+            floats <= SCORES
+        };
+        let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        problem.cut(now, &mut scratch.shared, out);
+        rest = later;
+    }
+}
+
+/// Some rows of a sequence and the query heads that share a KV head.
+struct Tile<'a> {
+    table: &'a [u32],
+    kv_head: usize,
+    vectors: Vec<Vector>,
+    /// Blocks that any of the vectors sees.
+    blocks: Range<usize>,
+}
+
+/// A query head of a row.
+struct Vector {
+    /// Where it begins in the queries, and its result in the output.
+    at: usize,
+    /// Positions it sees.
+    range: Range<usize>,
+}
+
+impl Tile<'_> {
+    /// Positions in the blocks: the length of a line of scores.
+    fn line(&self) -> usize {
+        self.blocks.len() * KV_BLOCK
+    }
+}
+
+/// What all tiles share.
+#[derive(Clone, Copy)]
+struct Problem<'a, T> {
+    layout: KvLayout,
+    data: &'a [T],
+    q: &'a [f32],
+    /// Query heads per KV head.
+    group: usize,
+    heads: usize,
+    scale: f32,
+}
+
+impl<T: Stored> Problem<'_, T> {
+    fn tiles<'s>(&self, sequences: &'s [SequenceRows], spec: AttentionSpec) -> Vec<Tile<'s>> {
+        let rows_per_tile = (TILE / self.group).max(1);
+        let mut tiles = Vec::new();
+        let mut first_row = 0;
+        for s in sequences {
+            for from in (0..s.rows.len()).step_by(rows_per_tile) {
+                let rows = from..(from + rows_per_tile).min(s.rows.len());
+                for kv_head in 0..self.layout.kv_heads {
+                    for heads in (0..self.group).step_by(TILE) {
+                        let heads = heads..(heads + TILE).min(self.group);
+                        let vector = |row: usize, head: usize| Vector {
+                            at: ((first_row + row) * self.heads + kv_head * self.group + head)
+                                * self.layout.head_dim,
+                            range: spec.keys(s.first_position + row),
+                        };
+                        let vectors: Vec<Vector> =
+                            rows.clone().flat_map(|r| heads.clone().map(move |h| vector(r, h))).collect();
+                        let start = vectors[0].range.start / KV_BLOCK;
+                        let end = vectors[vectors.len() - 1].range.end.div_ceil(KV_BLOCK);
+                        tiles.push(Tile { table: &s.table, kv_head, vectors, blocks: start..end });
+                    }
+                }
+            }
+            first_row += s.rows.len();
+        }
+        tiles
+    }
+
+    /// A tile in one piece.
+    fn whole(&self, tile: &Tile, scores: &mut Vec<f32>, out: Shared) {
+        let line = tile.line();
+        scores.clear();
+        scores.resize(tile.vectors.len() * line, 0.0);
+        products(self, tile, tile.blocks.clone(), scores);
+        let mut inverses = [0.0; TILE];
+        for (i, inverse) in inverses[..tile.vectors.len()].iter_mut().enumerate() {
+            *inverse = 1.0 / self.weights(tile, i, &mut scores[i * line..][..line]);
+        }
+        for from in (0..self.layout.padded()).step_by(SIDE) {
+            self.put(tile, from, &values(self, tile, from, scores), &inverses, out);
+        }
+    }
+
+    /// Tiles side by side, each in pieces.
+    fn cut(&self, tiles: &[Tile], scratch: &mut Vec<f32>, out: Shared) {
+        // Scores of each tile's vectors, and one more float per vector: the inverse of the softmax's sum.
+        let sizes = tiles.iter().map(|t| t.vectors.len() * t.line());
+        let starts: Vec<usize> =
+            sizes.clone().scan(0, |next, size| Some(std::mem::replace(next, *next + size))).collect();
+        let total: usize = sizes.sum();
+        if scratch.len() < total + tiles.len() * TILE {
+            scratch.reserve_exact(total + tiles.len() * TILE - scratch.len());
+            scratch.resize(total + tiles.len() * TILE, 0.0);
+        }
+        let (scores, inverses) = scratch.split_at_mut(total);
+        let (scores, inverses) = (Shared(scores.as_mut_ptr()), Shared(inverses.as_mut_ptr()));
+        let stretches: Vec<(usize, Range<usize>)> = tiles.iter().enumerate().flat_map(stretches).collect();
+        let left: Vec<AtomicUsize> =
+            tiles.iter().map(|t| AtomicUsize::new(t.blocks.len().div_ceil(STRETCH))).collect();
+        pool::for_each(stretches.len(), |i| {
+            let (number, blocks) = (stretches[i].0, stretches[i].1.clone());
+            let (tile, line) = (&tiles[number], tiles[number].line());
+            let offset = (blocks.start - tile.blocks.start) * KV_BLOCK;
+            let mut buffer = [0.0; TILE * STRETCH * KV_BLOCK];
+            let width = blocks.len() * KV_BLOCK;
+            products(self, tile, blocks, &mut buffer);
+            for (v, products) in buffer.chunks_exact(width).take(tile.vectors.len()).enumerate() {
+                // SAFETY: this stretch's own places in the scores of this vector.
+                let own = unsafe { scores.part(starts[number] + v * line + offset, width) };
+                own.copy_from_slice(products);
+            }
+            // Acquire: the products of the other stretches are seen by whoever is last.
+            if left[number].fetch_sub(1, Ordering::AcqRel) == 1 {
+                for v in 0..tile.vectors.len() {
+                    // SAFETY: all stretches of this tile are done, and nobody else is the last of it.
+                    let (p, inverse) = unsafe {
+                        (scores.part(starts[number] + v * line, line), inverses.part(number * TILE + v, 1))
+                    };
+                    inverse[0] = 1.0 / self.weights(tile, v, p);
+                }
+            }
+        });
+        let sides = self.layout.padded().div_ceil(SIDE);
+        pool::for_each(tiles.len() * sides, |i| {
+            let (tile, from) = (&tiles[i / sides], i % sides * SIDE);
+            // SAFETY: the scores and sums are only read from here on.
+            let (p, inverses) = unsafe {
+                let len = tile.vectors.len() * tile.line();
+                (scores.read(starts[i / sides], len), inverses.read(i / sides * TILE, TILE))
+            };
+            self.put(tile, from, &values(self, tile, from, p), inverses, out);
+        });
+    }
+
+    /// Turns a vector's line of products into weights and returns their sum.
+    fn weights(&self, tile: &Tile, vector: usize, p: &mut [f32]) -> f32 {
+        let blocks = tile.blocks.clone();
+        let keys = Keys { layout: self.layout, data: &[], table: tile.table, head: tile.kv_head, blocks };
+        line_softmax(&keys, &tile.vectors[vector].range, self.scale, p)
+    }
+
+    /// Writes sums of values, divided by the sums of their weights, to dimensions `from..` of the output.
+    fn put(&self, tile: &Tile, from: usize, sums: &Sums, inverses: &[f32], out: Shared) {
+        let width = SIDE.min(self.layout.head_dim - from);
+        for ((v, sums), inverse) in tile.vectors.iter().zip(sums).zip(inverses) {
+            // SAFETY: these dimensions of this vector belong to this unit of work alone; `attend` checked the length.
+            let y = unsafe { out.part(v.at + from, width) };
+            for (y, sum) in y.iter_mut().zip(sums.as_flattened()) {
+                *y = sum * inverse;
+            }
+        }
+    }
+}
+
+/// A tile's stretches of blocks.
+fn stretches<'a>((number, tile): (usize, &'a Tile)) -> impl Iterator<Item = (usize, Range<usize>)> + 'a {
+    let end = tile.blocks.end;
+    tile.blocks.clone().step_by(STRETCH).map(move |b| (number, b..(b + STRETCH).min(end)))
+}
+
+/// Memory written by several threads at disjoint places.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+
+// SAFETY: parts are taken by units of work that do not share them, see the calls.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// # Safety
+    /// The part lies within the memory, which outlives the result, and nobody else uses it meanwhile.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn part<'a>(&self, from: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(from), len) }
+    }
+
+    /// # Safety
+    /// The part lies within the memory, which outlives the result, and nobody writes it meanwhile.
+    unsafe fn read<'a>(&self, from: usize, len: usize) -> &'a [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.0.add(from), len) }
+    }
+}
+
+multiversion! {
+    fn line_softmax(keys: &Keys, range: &Range<usize>, scale: f32, p: &mut [f32]) -> f32 {
+        softmax(keys, range, scale, p)
+    }
+}
+
+/// How sixteen stored numbers become floats: one way per instruction set.
+trait Load {
+    /// # Safety
+    /// The instruction set is there.
+    unsafe fn lanes<T: Stored>(from: &[T]) -> Lanes;
+}
+
+struct Plain;
+#[cfg(target_arch = "x86_64")]
+struct Avx2;
+#[cfg(target_arch = "x86_64")]
+struct Avx512;
+
+impl Load for Plain {
+    #[inline(always)]
+    unsafe fn lanes<T: Stored>(from: &[T]) -> Lanes {
+        let from = &from[..LANES];
+        let mut lanes = [0.0; LANES];
+        for i in 0..LANES {
+            lanes[i] = from[i].widen();
+        }
+        lanes
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Load for Avx2 {
+    #[inline(always)]
+    unsafe fn lanes<T: Stored>(from: &[T]) -> Lanes {
+        // SAFETY: 16 elements behind the slice, the caller's instruction set; two registers are 16 floats.
+        unsafe { std::mem::transmute(T::load8x2(from[..LANES].as_ptr())) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Load for Avx512 {
+    #[inline(always)]
+    unsafe fn lanes<T: Stored>(from: &[T]) -> Lanes {
+        // SAFETY: 16 elements behind the slice, the caller's instruction set; a register is 16 floats.
+        unsafe { std::mem::transmute(T::load16(from[..LANES].as_ptr(), 0xffff)) }
+    }
+}
+
+/// Compiles a kernel that loads stored numbers for every instruction set, and picks one at run time.
+macro_rules! leveled {
+    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $(#[$meta])*
+        fn $name<T: Stored>($($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2<T: Stored>($($arg: $ty),*) $(-> $ret)? {
+                $body::<T, Avx2>($($arg),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+            fn avx512<T: Stored>($($arg: $ty),*) $(-> $ret)? {
+                $body::<T, Avx512>($($arg),*)
+            }
+
+            match level() {
+                Level::Portable => $body::<T, Plain>($($arg),*),
+                // SAFETY: `level` names only what this CPU has.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => unsafe { avx2::<T>($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => unsafe { avx512::<T>($($arg),*) },
+            }
+        }
+    };
+}
+
+leveled! {
+    /// Dot products of a tile's vectors with all keys of some blocks, `[vectors][positions]`: a chain over the head
+    /// dimension.
+    fn products(problem: &Problem<T>, tile: &Tile, blocks: Range<usize>, p: &mut [f32]) = products_body
+}
+
+leveled! {
+    /// `Σ_j p[j]·value_j` over each vector's range, ascending, for the dimensions from `from` on.
+    fn values(problem: &Problem<T>, tile: &Tile, from: usize, p: &[f32]) -> Sums = values_body
+}
+
+/// Sums of a tile's vectors over the dimensions of a side.
+type Sums = [[Lanes; GROUPS]; TILE];
+
+#[inline(always)]
+fn products_body<T: Stored, L: Load>(problem: &Problem<T>, tile: &Tile, blocks: Range<usize>, p: &mut [f32]) {
+    let mut v = 0;
+    while v < tile.vectors.len() {
+        v += match tile.vectors.len() - v {
+            8.. => products_of::<T, L, 8>(problem, tile, v, &blocks, p),
+            6.. => products_of::<T, L, 6>(problem, tile, v, &blocks, p),
+            4.. => products_of::<T, L, 4>(problem, tile, v, &blocks, p),
+            3 => products_of::<T, L, 3>(problem, tile, v, &blocks, p),
+            2 => products_of::<T, L, 2>(problem, tile, v, &blocks, p),
+            _ => products_of::<T, L, 1>(problem, tile, v, &blocks, p),
+        };
+    }
+}
+
+#[inline(always)]
+fn products_of<T: Stored, L: Load, const H: usize>(
+    problem: &Problem<T>,
+    tile: &Tile,
+    first: usize,
+    blocks: &Range<usize>,
+    p: &mut [f32],
+) -> usize {
+    let (line, d) = (blocks.len() * KV_BLOCK, problem.layout.head_dim);
+    let mut q: [&[f32]; H] = [&[]; H];
+    for h in 0..H {
+        q[h] = &problem.q[tile.vectors[first + h].at..][..d];
+    }
+    for (t, block) in blocks.clone().enumerate() {
+        let k = problem.layout.keys(problem.data, tile.table[block], tile.kv_head);
+        let mut acc = [[0.0; LANES]; H];
+        for (i, k) in k.chunks_exact(LANES).take(d).enumerate() {
+            // SAFETY: the instruction set that the caller was compiled for and runs on.
+            let k = unsafe { L::lanes(k) };
+            for h in 0..H {
+                acc[h] = fma([q[h][i]; LANES], k, acc[h]);
+            }
+        }
+        for h in 0..H {
+            p[(first + h) * line + t * KV_BLOCK..][..LANES].copy_from_slice(&acc[h]);
+        }
+    }
+    H
+}
+
+#[inline(always)]
+fn values_body<T: Stored, L: Load>(problem: &Problem<T>, tile: &Tile, from: usize, p: &[f32]) -> Sums {
+    let mut sums = [[[0.0; LANES]; GROUPS]; TILE];
+    let wide = from + SIDE <= problem.layout.padded();
+    let mut v = 0;
+    while v < tile.vectors.len() {
+        let sums = &mut sums[v..];
+        v += match (tile.vectors.len() - v, wide) {
+            (4.., true) => values_of::<T, L, 4, GROUPS>(problem, tile, v, from, p, sums),
+            (3, true) => values_of::<T, L, 3, GROUPS>(problem, tile, v, from, p, sums),
+            (2, true) => values_of::<T, L, 2, GROUPS>(problem, tile, v, from, p, sums),
+            (_, true) => values_of::<T, L, 1, GROUPS>(problem, tile, v, from, p, sums),
+            (4.., false) => values_of::<T, L, 4, 1>(problem, tile, v, from, p, sums),
+            (3, false) => values_of::<T, L, 3, 1>(problem, tile, v, from, p, sums),
+            (2, false) => values_of::<T, L, 2, 1>(problem, tile, v, from, p, sums),
+            (_, false) => values_of::<T, L, 1, 1>(problem, tile, v, from, p, sums),
+        };
+    }
+    sums
+}
+
+#[inline(always)]
+fn values_of<T: Stored, L: Load, const H: usize, const G: usize>(
+    problem: &Problem<T>,
+    tile: &Tile,
+    first: usize,
+    from: usize,
+    p: &[f32],
+    sums: &mut [[Lanes; GROUPS]],
+) -> usize {
+    let (line, padded, origin) = (tile.line(), problem.layout.padded(), tile.blocks.start * KV_BLOCK);
+    let vectors = &tile.vectors[first..first + H];
+    let mut acc = [[[0.0; LANES]; G]; H];
+    for block in tile.blocks.clone() {
+        let values = problem.layout.values(problem.data, tile.table[block], tile.kv_head);
+        let positions = block * KV_BLOCK..(block + 1) * KV_BLOCK;
+        // Where a vector's range begins or ends, what it does not see must not be touched: it may be anything.
+        let mut whole = true;
+        for v in vectors {
+            whole &= v.range.start <= positions.start && positions.end <= v.range.end;
+        }
+        for j in positions {
+            let value = &values[j % KV_BLOCK * padded + from..];
+            for g in 0..G {
+                // SAFETY: the instruction set that the caller was compiled for and runs on.
+                let value = unsafe { L::lanes(&value[g * LANES..]) };
+                for h in 0..H {
+                    if whole || vectors[h].range.contains(&j) {
+                        let weight = p[(first + h) * line + j - origin];
+                        acc[h][g] = fma([weight; LANES], value, acc[h][g]);
+                    }
+                }
+            }
+        }
+    }
+    for h in 0..H {
+        sums[h][..G].copy_from_slice(&acc[h]);
+    }
+    H
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::attention;
+    use super::super::simd::limit;
+    use super::*;
+    use half::f16;
+
+    const SHAPES: [(usize, usize, usize); 5] = [(9, 3, 64), (4, 4, 16), (8, 1, 24), (5, 1, 32), (20, 2, 48)];
+
+    fn wave(n: usize, f: f32) -> Vec<f32> {
+        (0..n).map(|i| (i as f32 * f).sin()).collect()
+    }
+
+    /// One row each of many sequences, a prompt, and a row that ends a long sequence.
+    fn batches(blocks: usize) -> Vec<Vec<SequenceRows>> {
+        let table: std::sync::Arc<[u32]> = (0..blocks as u32).rev().collect();
+        let one = |row: usize, position: usize| SequenceRows {
+            rows: row..row + 1,
+            first_position: position,
+            table: table.clone(),
+        };
+        let decode = |positions: &[usize]| positions.iter().enumerate().map(|(i, p)| one(i, *p)).collect();
+        let prompt = SequenceRows { rows: 0..150, first_position: 37, table: table.clone() };
+        // Enough of them to fill the shared scores more than once, too.
+        vec![decode(&[0, 15, 16, 300, 777].repeat(20)), vec![prompt, one(150, 700)], decode(&[900])]
+    }
+
+    #[test]
+    fn rows_cut_for_inference_have_the_bits_of_the_plain_attention() {
+        for (heads, kv_heads, head_dim) in SHAPES {
+            let layout = KvLayout { kv_heads, head_dim };
+            let data = wave(60 * layout.block_len(), 0.37);
+            for sequences in batches(60) {
+                let rows: usize = sequences.iter().map(|s| s.rows.len()).sum();
+                let q = wave(rows * heads * head_dim, 0.11);
+                for window in [None, Some(100)] {
+                    let spec = AttentionSpec { scale: 0.2, window };
+                    let (mut got, mut want) = (vec![0.0; q.len()], vec![1.0; q.len()]);
+                    attend(layout, &data, &sequences, &q, heads, spec, &mut Scratch::default(), &mut got);
+                    attention::attend(layout, &data, &sequences, &q, heads, spec, &mut want);
+                    assert_eq!(got, want, "{heads} {kv_heads} {head_dim} {window:?} {rows}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_cache_of_halves_gives_the_bits_of_its_widened_numbers_in_every_instruction_set() {
+        for (heads, kv_heads, head_dim) in SHAPES {
+            let layout = KvLayout { kv_heads, head_dim };
+            let halves: Vec<f16> =
+                wave(60 * layout.block_len(), 0.37).into_iter().map(f16::from_f32).collect();
+            let wide: Vec<f32> = halves.iter().map(|h| h.to_f32()).collect();
+            for sequences in batches(60) {
+                let rows: usize = sequences.iter().map(|s| s.rows.len()).sum();
+                let q = wave(rows * heads * head_dim, 0.11);
+                let spec = AttentionSpec { scale: 0.2, window: None };
+                let mut want = vec![1.0; q.len()];
+                attend(layout, &wide, &sequences, &q, heads, spec, &mut Scratch::default(), &mut want);
+                for level in Level::present() {
+                    limit(Some(level));
+                    let mut got = vec![0.0; q.len()];
+                    attend(layout, &halves, &sequences, &q, heads, spec, &mut Scratch::default(), &mut got);
+                    assert_eq!(got, want, "{heads} {kv_heads} {head_dim} {level:?}");
+                }
+                limit(None);
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_row_does_not_see_may_be_anything() {
+        let layout = KvLayout { kv_heads: 1, head_dim: 32 };
+        let mut data = wave(4 * layout.block_len(), 0.3);
+        let sequences = [SequenceRows { rows: 0..3, first_position: 20, table: [2, 1].into() }];
+        let q = wave(3 * 64, 0.1);
+        let spec = AttentionSpec { scale: 0.2, window: Some(9) };
+        let run = |data: &[f32]| {
+            let mut out = vec![0.0; q.len()];
+            attend(layout, data, &sequences, &q, 2, spec, &mut Scratch::default(), &mut out);
+            out
+        };
+        let want = run(&data);
+        for position in (0..12).chain(23..32) {
+            let (block, slot) = ([2, 1][position / 16], position % 16);
+            let values = block * layout.block_len() + 16 * 32 + slot * layout.padded();
+            data[values..values + 32].fill(f32::NAN);
+        }
+        assert_eq!(run(&data), want);
+    }
+}
