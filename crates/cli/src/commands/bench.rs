@@ -2,9 +2,11 @@
 
 mod decode;
 mod rates;
+mod serve;
 
 pub use decode::DecodeBench;
 pub use rates::{AdamBench, CommBench, IoBench, RateReport};
+pub use serve::{ServeBench, ServeReport};
 
 use crate::exit::usage;
 use crate::machine;
@@ -35,6 +37,8 @@ pub enum BenchCommand {
     Comm(CommBench),
     /// Updating parameters in memory
     Adam(AdamBench),
+    /// Load on any OpenAI-compatible server
+    Serve(ServeBench),
 }
 
 /// Training steps on random tokens.
@@ -85,6 +89,8 @@ pub enum BenchReport {
     Model(ModelReport),
     /// Of the machine, in bytes.
     Rate(RateReport),
+    /// Of a server, as its users feel it.
+    Serve(Box<ServeReport>),
 }
 
 /// What was measured of a model.
@@ -124,6 +130,7 @@ pub fn run(command: &BenchCommand, ui: &Ui) -> anyhow::Result<Option<BenchReport
         BenchCommand::Io(args) => Some(BenchReport::Rate(rates::io(args, ui)?)),
         BenchCommand::Comm(args) => rates::comm(args, ui)?.map(BenchReport::Rate),
         BenchCommand::Adam(args) => Some(BenchReport::Rate(rates::adam(args, ui)?)),
+        BenchCommand::Serve(args) => Some(BenchReport::Serve(Box::new(serve::run(args, ui)?))),
     })
 }
 
@@ -272,6 +279,14 @@ impl Report for BenchReport {
         match self {
             BenchReport::Model(report) => report.text(),
             BenchReport::Rate(report) => report.text(),
+            BenchReport::Serve(report) => report.text(),
+        }
+    }
+
+    fn ok(&self) -> bool {
+        match self {
+            BenchReport::Serve(report) => report.ok(),
+            BenchReport::Model(_) | BenchReport::Rate(_) => true,
         }
     }
 }
