@@ -6,6 +6,7 @@
 //! - [`ranks`], [`training`]: the ranks of a run; what each of them trains, and within which budget.
 //! - [`tiers`]: what a ledger held in each tier, in the words of reports.
 //! - [`open`], [`running`]: a model on disk with its words; the same in memory, answering.
+//! - [`fingerprint`]: which weights these are.
 //! - [`golden`]: prompts with the logits a bundle must give.
 //! - [`fetch`], [`corpus`]: what the quickstart needs from elsewhere.
 //! - [`probe`], [`machine`]: what this machine can do and what it says about itself.
@@ -16,6 +17,7 @@ pub mod commands;
 pub mod corpus;
 pub mod exit;
 pub mod fetch;
+pub mod fingerprint;
 pub mod gguf_vocabulary;
 pub mod golden;
 pub mod interrupt;

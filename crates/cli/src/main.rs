@@ -3,8 +3,8 @@
 
 use clap::{Parser, Subcommand};
 use hearth::commands::{
-    bench, chat, ckpt, convert, doctor, eval, fetch_data, generate, inspect, logits, plan, quickstart, serve,
-    train, verify,
+    bench, chat, ckpt, convert, doctor, eval, fetch_data, generate, inspect, logits, plan, quickstart,
+    replay, serve, train, verify,
 };
 use hearth::exit::{self, Said, say};
 use hearth::machine;
@@ -56,6 +56,8 @@ enum Command {
     Logits(logits::LogitsArgs),
     /// Answers over an OpenAI-compatible HTTP API
     Serve(serve::ServeArgs),
+    /// Generates recorded requests again and compares their tokens
+    Replay(replay::ReplayArgs),
     /// Measures speed against this machine's own peak
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -102,6 +104,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Eval(args) => show(&eval::run(args, &ui)?, &ui),
         Command::Logits(args) => show(&logits::run(args, &ui)?, &ui),
         Command::Serve(args) => show(&serve::run(args, &ui)?, &ui),
+        Command::Replay(args) => show(&replay::run(args, &ui)?, &ui),
         Command::Bench(command) => show(&bench::run(command, &ui)?, &ui),
         Command::Ckpt(command) => show(&ckpt::run(command, &ui)?, &ui),
         Command::Doctor(args) => show(&doctor::run(args, &ui)?, &ui),

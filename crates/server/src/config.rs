@@ -1,5 +1,6 @@
 //! What the server is told when it starts.
 
+use crate::record::Observers;
 use std::time::Duration;
 
 /// Settings of a server. [`ServerConfig::new`] gives the defaults.
@@ -9,7 +10,8 @@ pub struct ServerConfig {
     pub model_id: String,
     /// Other names that are accepted in a request's `model`.
     pub model_aliases: Vec<String>,
-    /// If set, requests must carry `Authorization: Bearer <key>`. `/health` and `/metrics` stay open.
+    /// If set, requests must carry `Authorization: Bearer <key>`. `/health`, `/metrics`, the
+    /// playground's page and the OpenAPI document stay open.
     pub api_key: Option<String>,
     /// Largest request body.
     pub max_body_bytes: usize,
@@ -32,6 +34,8 @@ pub struct ServerConfig {
     pub max_sequences_per_request: usize,
     /// How the model writes tool calls: `hermes`, `mistral` or `llama3_json`. `None` = as its chat template tells.
     pub tool_format: Option<String>,
+    /// Who is told of every sequence that ends.
+    pub observers: Observers,
     /// Silence after which a streamed response sends an SSE comment.
     pub keep_alive: Duration,
 }
@@ -53,6 +57,7 @@ impl ServerConfig {
             max_seqs: 16,
             max_sequences_per_request: 1024,
             tool_format: None,
+            observers: Observers::default(),
             keep_alive: Duration::from_secs(15),
         }
     }

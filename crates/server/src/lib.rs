@@ -15,6 +15,7 @@
 //! - `response`: the shapes clients rely on, one file per API, and SSE.
 //! - `error`: every failure as `{"error": {message, type, param, code}}`. Clients retry 408, 409, 429 and ≥ 500, so
 //!   what would fail again is another 4xx.
+//! - [`record`], [`replay`]: what became of each sequence; the same once more.
 //! - `auth`, `request_id`, `metrics`: around every request.
 //!
 //! # Invariants
@@ -30,6 +31,8 @@ mod constrain;
 pub mod error;
 mod generation;
 mod metrics;
+pub mod record;
+pub mod replay;
 mod request;
 mod request_id;
 mod response;
@@ -40,6 +43,7 @@ pub mod state;
 mod tools;
 
 pub use config::ServerConfig;
+pub use constrain::format::Format;
 pub use error::ServeError;
 pub use router::router;
 pub use serve::serve;

@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     finished: IntCounterVec,
+    queue: Histogram,
     first_token: Histogram,
     per_token: Histogram,
     whole: Histogram,
@@ -42,6 +43,12 @@ impl Metrics {
                 "hearth_sequences_finished_total",
                 "Sequences that came to an end",
                 &["reason"],
+            ),
+            queue: histogram(
+                &registry,
+                "hearth_queue_seconds",
+                "From arrival of the request to the first forward pass",
+                FIRST_TOKEN,
             ),
             first_token: histogram(
                 &registry,
@@ -78,7 +85,7 @@ impl Metrics {
     }
 }
 
-/// The engine's own figures, and three of them again under the names that routers read.
+/// The engine's own figures, and some of them again under the names that routers read.
 fn engine_figures(out: &mut String, model: &str, stats: &EngineStats) {
     let used = stats.kv_blocks_used as f64 / stats.kv_blocks_total.max(1) as f64;
     let (running, waiting) = (stats.running as f64, stats.waiting as f64);
@@ -102,6 +109,9 @@ fn engine_figures(out: &mut String, model: &str, stats: &EngineStats) {
         ("vllm:num_requests_running", "gauge", "Sequences in the batch", running),
         ("vllm:num_requests_waiting", "gauge", "Requests waiting for admission", waiting),
         ("vllm:kv_cache_usage_perc", "gauge", "Share of KV blocks in use, 0 to 1", used),
+        ("vllm:gpu_cache_usage_perc", "gauge", "The same under its older name", used),
+        ("vllm:prompt_tokens_total", "counter", "Prompt tokens computed", stats.prompt_tokens as f64),
+        ("vllm:generation_tokens_total", "counter", "Tokens generated", stats.generated_tokens as f64),
     ] {
         let label = model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         // Writing into a string cannot fail.
@@ -150,6 +160,11 @@ impl Timing {
     /// When the request arrived.
     pub(crate) fn arrived(&self) -> Instant {
         self.arrived
+    }
+
+    /// The first token has come, of a sequence that was taken up at this moment.
+    pub(crate) fn started(&self, at: Instant) {
+        self.metrics.queue.observe(at.duration_since(self.arrived).as_secs_f64());
     }
 
     /// A token has come.

@@ -1,7 +1,7 @@
 //! Ids: `x-request-id` and the ids of responses.
 
 use axum::extract::Request;
-use axum::http::HeaderValue;
+use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use std::hash::{BuildHasher, RandomState};
@@ -11,14 +11,27 @@ const HEADER: &str = "x-request-id";
 const LONGEST: usize = 256;
 
 /// Gives the client's `x-request-id` back, or a fresh one.
-pub(crate) async fn echo(request: Request, next: Next) -> Response {
+pub(crate) async fn echo(mut request: Request, next: Next) -> Response {
     let given = request.headers().get(HEADER).filter(|id| id.len() <= LONGEST).cloned();
-    let mut response = next.run(request).await;
     let id = given.or_else(|| HeaderValue::try_from(fresh("req-")).ok());
+    if let Some(id) = &id {
+        request.headers_mut().insert(HEADER, id.clone());
+    }
+    let mut response = next.run(request).await;
     if let Some(id) = id {
         response.headers_mut().insert(HEADER, id);
     }
     response
+}
+
+/// The request's id, or another header's text.
+pub(crate) fn header(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+}
+
+/// The id that [`echo`] made sure of.
+pub(crate) fn of(headers: &HeaderMap) -> String {
+    header(headers, HEADER).unwrap_or_default()
 }
 
 /// An id that no other response of any server is likely to have.

@@ -12,6 +12,7 @@ pub mod inspect;
 pub mod logits;
 pub mod plan;
 pub mod quickstart;
+pub mod replay;
 pub mod serve;
 pub mod train;
 pub mod verify;

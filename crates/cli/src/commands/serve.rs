@@ -1,15 +1,22 @@
 //! `hearth serve`: an OpenAI-compatible HTTP API over one model.
 
+pub mod log;
+pub mod recorder;
+pub mod traces;
+
 use crate::exit::usage;
+use crate::fingerprint::fingerprint;
 use crate::interrupt::Interrupt;
+use crate::open::Model;
 use crate::running::{ModelArgs, Running};
 use crate::ui::{Report, Ui, table};
 use anyhow::{Context, anyhow};
 use hearth_engine::EngineHandle;
+use hearth_server::record::Observers;
 use hearth_server::{AppState, ServeError, ServerConfig, Service};
 use serde::Serialize;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -38,6 +45,15 @@ pub struct ServeArgs {
     /// How the model writes tool calls: hermes, mistral or llama3_json [default: as its chat template tells]
     #[arg(long, value_name = "FORMAT")]
     pub tool_format: Option<String>,
+    /// Write a line of JSON to stderr for every request: sizes and times, no prompts
+    #[arg(long)]
+    pub log_requests: bool,
+    /// Append prompts, parameters and tokens of every request to a file, for `hearth replay`
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// OpenTelemetry collector (OTLP over HTTP), as http://localhost:4318
+    #[arg(long, value_name = "URL")]
+    pub otlp: Option<String>,
 }
 
 impl ServeArgs {
@@ -51,6 +67,9 @@ impl ServeArgs {
             max_seqs: 16,
             name: None,
             tool_format: None,
+            log_requests: false,
+            record: None,
+            otlp: None,
         }
     }
 }
@@ -174,8 +193,28 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
         api_key: args.api_key.clone(),
         max_seqs: args.max_seqs,
         tool_format: args.tool_format.clone(),
+        observers: observers(args)?,
         ..ServerConfig::new(name)
     })
+}
+
+/// Who is told of requests. The fingerprint of what is recorded needs the weights, so they are read twice.
+fn observers(args: &ServeArgs) -> anyhow::Result<Observers> {
+    let mut observers = Observers::default();
+    if args.log_requests {
+        observers.push(log::RequestLog);
+    }
+    if let Some(path) = &args.record {
+        let model = Model::open_adapted(&args.model.model, args.model.adapter.as_deref(), &Ui::silent())?;
+        observers.push(recorder::Recorder::new(path, fingerprint(&model.files)?)?);
+    }
+    if let Some(url) = &args.otlp {
+        if !url.starts_with("http://") {
+            return Err(usage(format!("--otlp {url} is not an address that begins with http://")));
+        }
+        observers.push(traces::Traces::to(url).context("cannot start the thread that sends traces")?);
+    }
+    Ok(observers)
 }
 
 /// The last part of the path, without `.gguf`.

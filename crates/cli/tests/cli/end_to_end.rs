@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// Keeps no process behind when a test fails.
-struct Killed(Child);
+pub struct Killed(pub Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -16,14 +16,23 @@ impl Drop for Killed {
     }
 }
 
-fn terminate(child: &Child) {
+pub fn terminate(child: &Child) {
     let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill");
     assert!(status.success());
 }
 
 /// Starts a server on a free port and waits for the line that says where.
 fn serve(model: &str) -> (Killed, String) {
-    let mut child = hearth(&["serve", model, "--port", "0"]).stdout(Stdio::piped()).spawn().expect("starts");
+    serve_with(model, &[])
+}
+
+/// The same with further arguments. What it logs can be read.
+pub fn serve_with(model: &str, more: &[&str]) -> (Killed, String) {
+    let mut command = hearth(&[&["serve", model, "--port", "0"], more].concat());
+    if more.contains(&"--log-requests") {
+        command.stderr(Stdio::piped());
+    }
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("starts");
     let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
     let line = lines.next().expect("a line").expect("UTF-8");
     let url = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{line}")).to_owned();

@@ -9,4 +9,5 @@ mod launched;
 mod plan;
 mod ranks;
 mod real_weights;
+mod serving;
 mod support;

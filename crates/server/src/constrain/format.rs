@@ -2,11 +2,13 @@
 
 use crate::error::{ApiError, excerpt};
 use crate::request::fields::{Fields, describe};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// What the output must conform to.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Format {
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
     /// A JSON schema.
     Schema(Value),
     /// A regular expression that the whole output matches.

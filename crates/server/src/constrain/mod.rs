@@ -51,14 +51,6 @@ impl Grammars {
         Ok(Self(factory))
     }
 
-    /// A grammar for calls of tools.
-    ///
-    /// # Errors
-    /// 400 when a tool's parameters cannot be used as a schema.
-    pub(crate) fn calls(&self, lark: String) -> Result<Grammar, ApiError> {
-        self.compile(&Format::Lark(lark), "tools")
-    }
-
     /// A grammar for a format.
     ///
     /// # Errors

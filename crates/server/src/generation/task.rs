@@ -4,8 +4,10 @@ use super::stops::StopMatcher;
 use super::text::SequenceText;
 use super::{Finish, Piece, Update};
 use crate::constrain::AT_FAULT;
+use crate::constrain::format::Format;
 use crate::error::ApiError;
-use crate::metrics::Timing;
+use crate::metrics::{Timing, reason_name};
+use crate::record::{About, Recording};
 use crate::state::{AppState, Loaded, Phase, SequenceGuard};
 use hearth_engine::api::{Event, FinishReason, Generation, Request, SubmitError, TokenLogprobs};
 use std::sync::Arc;
@@ -26,6 +28,8 @@ pub(crate) struct Sequence {
     pub(crate) stops: Vec<String>,
     /// The stop string stays at the end of the text.
     pub(crate) include_stop: bool,
+    /// What `request`'s grammar was made of.
+    pub(crate) format: Option<Format>,
     /// Tokens that end the sequence but are reported with their log-probability. A harness that scores prompts reads
     /// one more entry than there are prompt tokens, whatever that last token is.
     pub(crate) reported_stop_tokens: Vec<u32>,
@@ -43,9 +47,12 @@ pub(crate) fn start(
     state: &AppState,
     service: &Arc<Loaded>,
     sequences: Vec<Sequence>,
+    about: About,
     arrived: Instant,
 ) -> Result<Updates, ApiError> {
     let (sender, updates) = unbounded_channel();
+    let about = Arc::new(about);
+    let wants_content = state.config().observers.want_content();
     let room = Arc::new(Semaphore::new(state.config().max_seqs.max(1)));
     for (index, sequence) in sequences.into_iter().enumerate() {
         let generation = match index {
@@ -59,6 +66,16 @@ pub(crate) fn start(
             room: room.clone(),
             phase: state.phase(),
             timing: Timing::new(state.metrics().clone(), arrived),
+            recording: Recording {
+                about: about.clone(),
+                sequence: index,
+                arrived,
+                started: None,
+                first: None,
+                generated: 0,
+                cached_tokens: 0,
+                tokens: wants_content.then(Vec::new),
+            },
             _guard: state.count_sequence(),
         };
         tokio::spawn(task.run(sequence, generation));
@@ -85,6 +102,7 @@ struct Task {
     room: Arc<Semaphore>,
     phase: watch::Receiver<Phase>,
     timing: Timing,
+    recording: Recording,
     _guard: SequenceGuard,
 }
 
@@ -94,20 +112,30 @@ impl Task {
         let left = self.out.sender.clone();
         let deadline = deadline(self.state.config().request_timeout, self.timing.arrived());
         let mut phase = self.phase.clone();
-        let failure = tokio::select! {
+        let end = tokio::select! {
             biased;
-            () = left.closed() => return,
-            _ = phase.wait_for(|phase| *phase == Phase::Ending) => ApiError::shutting_down(),
-            limit = deadline => ApiError::request_timeout(limit),
-            done = self.generate(sequence, generation) => match done {
-                Ok(()) => return,
-                Err(error) => error,
-            },
+            () = left.closed() => Ok("cancelled"),
+            _ = phase.wait_for(|phase| *phase == Phase::Ending) => Err(ApiError::shutting_down()),
+            limit = deadline => Err(ApiError::request_timeout(limit)),
+            done = self.generate(&sequence, generation) => done.map(reason_name),
         };
-        self.out.send(Update::Failed(failure));
+        let (end, failure) = match end {
+            Ok(end) => (end, None),
+            Err(error) => ("failed", Some(error)),
+        };
+        let error = failure.as_ref().map(ToString::to_string);
+        let record = self.recording.finish(&sequence.request, sequence.format.as_ref(), end, error);
+        self.state.config().observers.tell(&record);
+        if let Some(failure) = failure {
+            self.out.send(Update::Failed(failure));
+        }
     }
 
-    async fn generate(&mut self, sequence: Sequence, generation: Option<Generation>) -> Result<(), ApiError> {
+    async fn generate(
+        &mut self,
+        sequence: &Sequence,
+        generation: Option<Generation>,
+    ) -> Result<FinishReason, ApiError> {
         let room = self.room.clone();
         let _permit = room.acquire().await;
         let mut generation = match generation {
@@ -119,23 +147,23 @@ impl Task {
             .at_least(sequence.request.sampling.min_tokens);
         let waits_for_logprobs = sequence.request.prompt_logprobs.is_some();
         if !waits_for_logprobs {
-            self.begin(&sequence, &mut text, Vec::new())?;
+            self.begin(sequence, &mut text, Vec::new())?;
         }
         while let Some(event) = generation.next().await {
             match event {
-                Event::Prompt(logprobs) if waits_for_logprobs => {
-                    self.begin(&sequence, &mut text, logprobs)?
-                }
+                Event::Prompt(logprobs) if waits_for_logprobs => self.begin(sequence, &mut text, logprobs)?,
                 Event::Prompt(_) | Event::Embedding(_) => {}
                 Event::Token { id, logprobs } => {
-                    self.timing.token();
-                    if self.token(&sequence, &mut text, id, logprobs)? {
-                        return Ok(());
+                    self.note(&generation, id);
+                    if self.token(sequence, &mut text, id, logprobs)? {
+                        return Ok(FinishReason::Stop);
                     }
                 }
                 Event::Finished { reason, cached_tokens } => {
+                    self.recording.started = generation.started();
+                    self.recording.cached_tokens = cached_tokens;
                     self.end(text.finish().map_err(internal)?, Finish { reason, cached_tokens });
-                    return Ok(());
+                    return Ok(reason);
                 }
                 // Trying again would fail again.
                 Event::Failed(why) if why.contains(AT_FAULT) => {
@@ -146,6 +174,21 @@ impl Task {
             }
         }
         Err(ApiError::internal("the engine ended the generation without a result"))
+    }
+
+    /// Remembers when a token came, and which.
+    fn note(&mut self, generation: &Generation, id: u32) {
+        self.timing.token();
+        let recording = &mut self.recording;
+        recording.generated += 1;
+        if recording.first.is_none() {
+            recording.first = Some(Instant::now());
+            recording.started = generation.started();
+            recording.started.into_iter().for_each(|at| self.timing.started(at));
+        }
+        if let Some(tokens) = &mut recording.tokens {
+            tokens.push(id);
+        }
     }
 
     /// Waits for a place in the engine's queue.

@@ -1,12 +1,14 @@
 //! `POST /v1/chat/completions`.
 
 use super::{Job, answer, compute, model_name, now};
+use crate::constrain::format::Format;
 use crate::error::ApiError;
 use crate::generation::Sequence;
+use crate::record::About;
 use crate::request::chat::{ChatRequest, parse};
 use crate::request::options::Options;
 use crate::request::{body, prompt};
-use crate::request_id::fresh;
+use crate::request_id::{self, fresh};
 use crate::response::chat::{Calls, ChatShape};
 use crate::response::usage::Usage;
 use crate::state::{AppState, Loaded};
@@ -43,10 +45,18 @@ pub(crate) async fn chat(
         begun: vec![false; sequences.len()],
         calls: calls(&service, &request, sequences.len()),
     };
+    let about = About {
+        request_id: request_id::of(&headers),
+        response_id: shape.id.clone(),
+        api: "chat",
+        model: shape.model.clone(),
+        stream: request.options.stream.is_some(),
+        trace_parent: request_id::header(&headers, "traceparent"),
+    };
     answer(
         &state,
         &service,
-        Job { sequences, usage, arrived, per_prompt: n, keep: n },
+        Job { about, sequences, usage, arrived, per_prompt: n, keep: n },
         shape,
         request.options.stream,
     )
@@ -79,6 +89,7 @@ fn prepare(service: &Loaded, body: &[u8]) -> Result<(ChatRequest, Vec<Sequence>,
         prompt_text: None,
         stops: options.stop.clone(),
         include_stop: options.include_stop,
+        format: options.format.as_ref().map(|(format, _)| format.clone()),
         reported_stop_tokens: Vec::new(),
         skip_special: options.skip_special_tokens && !shows_marks,
     });
@@ -108,7 +119,9 @@ fn force_calls(
     };
     let tokenizer = service.text_tokenizer()?;
     let forced = Forced { tools: tools.callable(), parallel: tools.parallel, tokenizer };
-    options.sampling.grammar = Some(service.grammars()?.calls((syntax.forced)(&forced))?);
+    let format = Format::Lark((syntax.forced)(&forced));
+    options.sampling.grammar = Some(service.grammars()?.compile(&format, "tools")?);
+    options.format = Some((format, "tools".into()));
     Ok(())
 }
 

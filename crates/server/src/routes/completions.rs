@@ -3,9 +3,10 @@
 use super::{Job, answer, compute, model_name, now};
 use crate::error::ApiError;
 use crate::generation::Sequence;
+use crate::record::About;
 use crate::request::completions::{CompletionRequest, DEFAULT_MAX_TOKENS, parse};
 use crate::request::{body, prompt};
-use crate::request_id::fresh;
+use crate::request_id::{self, fresh};
 use crate::response::completions::CompletionShape;
 use crate::response::usage::Usage;
 use crate::state::{AppState, Loaded};
@@ -37,10 +38,18 @@ pub(crate) async fn completions(
         logprobs: request.logprobs.is_some(),
         token_ids: request.options.return_token_ids || service.tokenizer.is_none(),
     };
+    let about = About {
+        request_id: request_id::of(&headers),
+        response_id: shape.id.clone(),
+        api: "completions",
+        model: shape.model.clone(),
+        stream: request.options.stream.is_some(),
+        trace_parent: request_id::header(&headers, "traceparent"),
+    };
     answer(
         &state,
         &service,
-        Job { sequences, usage, arrived, per_prompt: request.best_of, keep: request.options.n },
+        Job { about, sequences, usage, arrived, per_prompt: request.best_of, keep: request.options.n },
         shape,
         request.options.stream,
     )
@@ -111,6 +120,7 @@ fn sequence(
         prompt_text: None,
         stops: options.stop.clone(),
         include_stop: options.include_stop,
+        format: options.format.as_ref().map(|(format, _)| format.clone()),
         reported_stop_tokens,
         skip_special: options.skip_special_tokens,
     }

@@ -9,6 +9,7 @@ pub(crate) mod tokenizer;
 
 use crate::error::ApiError;
 use crate::generation::{Sequence, start};
+use crate::record::About;
 use crate::request::options::StreamOptions;
 use crate::response::usage::Usage;
 use crate::response::{Shape, collect, sse};
@@ -47,9 +48,9 @@ pub(crate) async fn answer(
     shape: impl Shape,
     stream: Option<StreamOptions>,
 ) -> Result<Response, ApiError> {
-    let Job { sequences, mut usage, arrived, per_prompt, keep } = job;
+    let Job { about, sequences, mut usage, arrived, per_prompt, keep } = job;
     let count = sequences.len();
-    let updates = start(state, service, sequences, arrived)?;
+    let updates = start(state, service, sequences, about, arrived)?;
     match stream {
         Some(options) => Ok(sse::stream(updates, shape, usage, options, state.config().keep_alive)),
         None => {
@@ -64,6 +65,7 @@ pub(crate) async fn answer(
 
 /// A request, ready for the engine.
 pub(crate) struct Job {
+    pub(crate) about: About,
     pub(crate) sequences: Vec<Sequence>,
     pub(crate) usage: Usage,
     pub(crate) arrived: Instant,

@@ -76,6 +76,8 @@ fn metrics_count_what_happened() {
         ("hearth_http_requests_total{code=\"404\",route=\"other\"}", 1.0),
         ("hearth_sequences_finished_total{reason=\"length\"}", 2.0),
         ("hearth_time_to_first_token_seconds_count", 2.0),
+        ("hearth_queue_seconds_count", 2.0),
+        ("vllm:generation_tokens_total{model_name=\"tiny/chat\"}", 8.0),
         ("hearth_time_per_output_token_seconds_count", 2.0),
         ("hearth_e2e_request_latency_seconds_count", 2.0),
         ("hearth_generated_tokens_total{model_name=\"tiny/chat\"}", 8.0),
