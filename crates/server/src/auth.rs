@@ -7,8 +7,8 @@ use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-/// Paths that probes and scrapers reach without a key.
-const OPEN: [&str; 2] = ["/health", "/metrics"];
+/// Paths that probes, scrapers and people without a key reach. The page asks for the key itself.
+const OPEN: [&str; 4] = ["/health", "/metrics", "/", "/openapi.json"];
 
 /// Lets a request through if it carries the key, or none is asked for.
 pub(crate) async fn check(State(state): State<AppState>, request: Request, next: Next) -> Response {

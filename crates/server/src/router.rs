@@ -1,7 +1,7 @@
 //! Which path leads where.
 
 use crate::error::ApiError;
-use crate::routes::{chat, completions, embeddings, models, operations, tokenizer};
+use crate::routes::{chat, completions, documents, embeddings, models, operations, tokenizer};
 use crate::state::AppState;
 use crate::{auth, metrics, request_id};
 use axum::Router;
@@ -12,6 +12,8 @@ use axum::routing::{get, post};
 /// The whole server as an axum router.
 pub fn router(state: AppState) -> Router {
     Router::new()
+        .route("/", get(documents::playground))
+        .route("/openapi.json", get(documents::openapi))
         .route("/v1/models", get(models::list))
         // A model's name may hold slashes.
         .route("/v1/models/{*id}", get(models::one))

@@ -2,6 +2,7 @@
 
 pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod documents;
 pub(crate) mod embeddings;
 pub(crate) mod models;
 pub(crate) mod operations;

@@ -189,3 +189,14 @@ fn what_cannot_be_demanded_is_refused() {
     let bad = hermes().post(PATH, &bad);
     assert_eq!((bad.status, &bad.json()["error"]["param"]), (400, &json!("tools")));
 }
+
+/// Answers and streams with one call and with two, for whoever looks at their shape.
+pub fn a_message_with_calls() -> Vec<(Value, Vec<Value>)> {
+    let call = "<tool_call>{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}</tool_call>";
+    [call.to_owned(), format!("So: {call}{call}")]
+        .map(|text| {
+            let body = body(json!({"guided_choice": [text], "logprobs": true}));
+            (hermes().ok(PATH, &body), hermes().stream(PATH, &body))
+        })
+        .into()
+}
