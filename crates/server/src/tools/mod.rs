@@ -15,7 +15,7 @@ pub(crate) mod request;
 use crate::constrain::format::spaced;
 use hearth_data::Tokenizer;
 use request::Tool;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Every way of writing calls that is known. The first whose marks a chat template holds is the model's.
 pub(crate) static SYNTAXES: &[&Syntax] = &[&hermes::SYNTAX, &mistral::SYNTAX, &llama3_json::SYNTAX];
@@ -99,7 +99,7 @@ impl Forced<'_> {
         let mut rules = format!("call: {}\n", names.join(" | "));
         for (i, tool) in self.tools.iter().enumerate() {
             let head = format!("{{\"name\": {}, {}: ", json!(tool.name), json!(arguments));
-            let schema = spaced(tool.parameters.clone());
+            let schema = spaced(closed(tool.parameters.clone()));
             rules +=
                 &format!("call_{i}: {} arguments_{i} \"}}\"\narguments_{i}: %json {schema}\n", json!(head));
         }
@@ -113,6 +113,14 @@ impl Forced<'_> {
             false => first.to_owned(),
         }
     }
+}
+
+/// Arguments that are described are all there are, unless it is said that there may be others.
+fn closed(mut schema: Value) -> Value {
+    if schema.get("properties").is_some() && schema.get("additionalProperties").is_none() {
+        schema["additionalProperties"] = false.into();
+    }
+    schema
 }
 
 /// An id as OpenAI's look.
