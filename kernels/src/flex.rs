@@ -2,7 +2,8 @@
 
 use crate::cpu::attention::{AttentionSpec, SequenceRows, attend};
 use crate::cpu::attention_backward::{Gradients, Inputs, Shape, attend_backward};
-use crate::cpu::gemm::{Elems, View, gemm};
+use crate::cpu::gemm;
+use crate::cpu::gemm::{Elems, View};
 use crate::cpu::kv::{KV_BLOCK, KvLayout};
 use crate::cpu::loss::{HeadWeights, Problem, cross_entropy};
 use crate::cpu::packed::PackedMatrix;
@@ -71,9 +72,7 @@ fn dims<const D: usize>(x: &FlexTensor) -> [usize; D] {
 
 /// `[rows, columns]` of a product's result from `a`'s rows and `b`'s.
 fn product(m: usize, n: usize, k: usize, a: View, b: View, dtype: DType) -> FlexTensor {
-    let mut c = vec![0.0; m * n];
-    gemm(m, n, k, a, b, &mut c, false);
-    tensor(c, [m, n], dtype)
+    tensor(gemm::product(m, n, k, a, b), [m, n], dtype)
 }
 
 /// Identity block tables for documents laid out one after another, and the number of blocks.
@@ -225,8 +224,8 @@ impl FusedOps for Flex {
         let weights = HeadWeights::Dense(elems(&w));
         let problem = Problem { h: &floats(&h), w: weights, vocab, d, targets: &targets };
         let mut dh = vec![0.0; rows * d];
-        let mut dw = vec![0.0; if with_dw { vocab * d } else { 0 }];
-        let loss = cross_entropy(problem, Some(&mut dh), with_dw.then_some(&mut dw[..]));
+        let mut dw = Vec::new();
+        let loss = cross_entropy(problem, Some(&mut dh), with_dw.then_some(&mut dw));
         let dw_shape = if with_dw { [vocab, d] } else { [0, d] };
         (
             tensor(vec![loss as f32], [1], DType::F32),

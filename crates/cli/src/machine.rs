@@ -76,7 +76,9 @@ pub fn compute_on(threads: Option<usize>) -> anyhow::Result<Option<String>> {
     let (threads, cores) = (given.unwrap_or_else(cores), cores());
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     if threads > cores {
-        return Ok(Some(format!("{threads} threads share {cores} cores: expect it to be slower, not faster")));
+        return Ok(Some(format!(
+            "{threads} threads share {cores} cores: expect it to be slower, not faster"
+        )));
     }
     let portable = simd::level() == simd::Level::Portable;
     Ok(portable.then(|| format!("kernels: {}", simd::instruction_set())))

@@ -3,7 +3,7 @@
 //! Rows without a target are left out before the projection. For the others logits are made in chunks, turned
 //! into gradients in place, multiplied back, and forgotten: `[rows, vocab]` never exists.
 
-use super::gemm::{Elems, View, gemm};
+use super::gemm::{Elems, View, gemm, product, product_into};
 use super::packed::PackedMatrix;
 use super::simd::{LANES, exp};
 use crate::multiversion;
@@ -36,17 +36,15 @@ pub struct Problem<'a> {
     pub targets: &'a [i32],
 }
 
-/// Sum over counted rows of the negative log-likelihood; adds gradients where asked: `dh`: `[rows, d]`,
-/// `dw`: `[vocab, d]`, both zero on entry.
-pub fn cross_entropy(p: Problem, mut dh: Option<&mut [f32]>, mut dw: Option<&mut [f32]>) -> f64 {
+/// Sum over counted rows of the negative log-likelihood; gives gradients where asked: `dh`: `[rows, d]`, zero on entry,
+/// and `dw`: `[vocab, d]`, empty on entry.
+pub fn cross_entropy(p: Problem, mut dh: Option<&mut [f32]>, mut dw: Option<&mut Vec<f32>>) -> f64 {
     let counted: Vec<usize> = (0..p.targets.len()).filter(|&i| p.targets[i] >= 0).collect();
     let chunk_rows = (CHUNK / p.vocab).clamp(16, 1024).min(counted.len().max(1));
-    let mut logits = vec![0.0; chunk_rows * p.vocab];
-    let mut total = 0.0;
+    let (mut logits, mut total) = (Vec::new(), 0.0);
     for rows in counted.chunks(chunk_rows) {
         let h: Vec<f32> = rows.iter().flat_map(|&i| p.h[i * p.d..][..p.d].iter().copied()).collect();
-        let logits = &mut logits[..rows.len() * p.vocab];
-        project(&p, &h, logits);
+        project(&p, &h, &mut logits);
         let with_grads = dh.is_some() || dw.is_some();
         let mut nll = vec![0.0; rows.len()];
         logits.par_chunks_mut(p.vocab).zip(&mut nll).zip(rows).for_each(|((logits, nll), &i)| {
@@ -54,36 +52,50 @@ pub fn cross_entropy(p: Problem, mut dh: Option<&mut [f32]>, mut dw: Option<&mut
         });
         total += nll.iter().sum::<f64>();
         if let Some(dh) = dh.as_deref_mut() {
-            hidden_gradients(&p, rows, logits, dh);
+            hidden_gradients(&p, rows, &logits, dh);
         }
         if let Some(dw) = dw.as_deref_mut() {
             // dw += dlogitsᵀ·h: a chain over rows, carried on from chunk to chunk.
-            let a = View::transposed(Elems::F32(logits), p.vocab);
-            gemm(p.vocab, p.d, rows.len(), a, View::rows(Elems::F32(&h), p.d), dw, true);
+            let a = View::transposed(Elems::F32(&logits), p.vocab);
+            let b = View::rows(Elems::F32(&h), p.d);
+            match dw.is_empty() {
+                true => product_into(p.vocab, p.d, rows.len(), a, b, dw),
+                false => gemm(p.vocab, p.d, rows.len(), a, b, dw, true),
+            }
         }
+    }
+    if let Some(dw) = dw {
+        dw.resize(p.vocab * p.d, 0.0); // where nothing counts
     }
     total
 }
 
-fn project(p: &Problem, h: &[f32], logits: &mut [f32]) {
+fn project(p: &Problem, h: &[f32], logits: &mut Vec<f32>) {
+    let rows = h.len() / p.d;
     match p.w {
-        HeadWeights::Packed(w) => w.multiply(h, logits),
+        HeadWeights::Packed(w) => {
+            logits.resize(rows * p.vocab, 0.0);
+            w.multiply(h, logits);
+        }
         HeadWeights::Dense(w) => {
-            let rows = h.len() / p.d;
-            gemm(rows, p.vocab, p.d, View::rows(Elems::F32(h), p.d), View::transposed(w, p.d), logits, false);
+            let (a, b) = (View::rows(Elems::F32(h), p.d), View::transposed(w, p.d));
+            product_into(rows, p.vocab, p.d, a, b, logits);
         }
     }
 }
 
 fn hidden_gradients(p: &Problem, rows: &[usize], dlogits: &[f32], dh: &mut [f32]) {
-    let mut part = vec![0.0; rows.len() * p.d];
-    match p.w {
-        HeadWeights::Packed(w) => w.multiply_transposed(dlogits, &mut part),
+    let part = match p.w {
+        HeadWeights::Packed(w) => {
+            let mut part = vec![0.0; rows.len() * p.d];
+            w.multiply_transposed(dlogits, &mut part);
+            part
+        }
         HeadWeights::Dense(w) => {
             let a = View::rows(Elems::F32(dlogits), p.vocab);
-            gemm(rows.len(), p.d, p.vocab, a, View::rows(w, p.d), &mut part, false);
+            product(rows.len(), p.d, p.vocab, a, View::rows(w, p.d))
         }
-    }
+    };
     for (&i, part) in rows.iter().zip(part.chunks_exact(p.d)) {
         dh[i * p.d..][..p.d].copy_from_slice(part);
     }

@@ -4,6 +4,7 @@ pub mod adamw;
 pub mod attention;
 pub mod attention_backward;
 pub mod attention_paged;
+mod decoded;
 pub mod gemm;
 pub mod kv;
 pub mod lion;

@@ -7,7 +7,8 @@
 //! were dense, decoded a few columns at a time into the first-level cache, with the arithmetic of [`super::gemm`]
 //! (one chain over ascending columns); or in integers, with activations rounded to 8 bits block by block.
 
-use super::gemm::{Elems, Output, View, gemm};
+use super::decoded::{Plain, Transposed};
+use super::gemm::{Elems, Output, View, gemm_columns};
 use super::pages::{Arena, LINE, Piece};
 use super::pool;
 use super::quant::activations::Int8Rows;
@@ -21,6 +22,8 @@ use std::sync::Arc;
 
 /// Columns decoded at a time, a multiple of [`super::quant::BLOCK`]: four panels of it are half a first-level cache.
 const STRIP: usize = 64;
+/// From this many rows of activations on the dense product is faster, which decodes every panel once.
+const GEMM_ROWS: usize = 16;
 /// Most rows of activations per micro-tile.
 const MAX_TILE: usize = 6;
 /// Bytes of 8-bit activations that go through all panels of a task before the next: they stay in the second-level
@@ -168,7 +171,7 @@ impl PackedMatrix {
     }
 
     /// Decodes columns `from..` of a panel as `[columns][16]`.
-    fn decode(&self, panel: usize, from: usize, out: &mut [f32]) {
+    pub(super) fn decode(&self, panel: usize, from: usize, out: &mut [f32]) {
         let at = (panel * self.columns + from) * LANES;
         match &self.panels {
             Panels::F32(x) => out.copy_from_slice(&elements::<f32>(x)[at..][..out.len()]),
@@ -214,6 +217,10 @@ impl PackedMatrix {
     }
 
     fn multiply_f32(&self, x: &[f32], m: usize, y: &mut [f32]) {
+        if m >= GEMM_ROWS {
+            let x = View::rows(Elems::F32(x), self.columns);
+            return gemm_columns(m, self.rows, self.columns, x, &Transposed(self), y, false);
+        }
         y.fill(0.0);
         let packed = pack_activations(x, m, self.columns);
         let out = Output { ptr: y.as_mut_ptr(), columns: self.rows };
@@ -267,17 +274,9 @@ impl PackedMatrix {
 
     /// `dx = dy·w`: a chain over ascending rows of `w`. `dy`: `[m, rows]`, `dx`: `[m, columns]`.
     pub fn multiply_transposed(&self, dy: &[f32], dx: &mut [f32]) {
-        const CHUNK: usize = 32 * LANES;
         let m = dy.len() / self.rows.max(1);
-        dx.fill(0.0);
-        let mut chunk = vec![0.0; CHUNK.min(self.rows) * self.columns];
-        for from in (0..self.rows).step_by(CHUNK) {
-            let count = CHUNK.min(self.rows - from);
-            let rows = &mut chunk[..count * self.columns];
-            rows.par_chunks_mut(self.columns).enumerate().for_each(|(i, row)| self.read_row(from + i, row));
-            let a = View::rows(Elems::F32(&dy[from..]), self.rows);
-            gemm(m, self.columns, count, a, View::rows(Elems::F32(rows), self.columns), dx, true);
-        }
+        let dy = View::rows(Elems::F32(dy), self.rows);
+        gemm_columns(m, self.columns, self.rows, dy, &Plain(self), dx, false);
     }
 }
 
@@ -459,6 +458,7 @@ fn elements<T: Pod>(piece: &Piece) -> &[T] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::gemm::gemm;
     use crate::cpu::quant::tests::random_blocks;
 
     fn values(n: usize, seed: u32) -> Vec<f32> {

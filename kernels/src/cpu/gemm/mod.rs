@@ -21,6 +21,8 @@ use std::ops::Range;
 
 /// Longest block of `k`; blocks are made equally long.
 const KC: usize = 768;
+/// Blocks of `k` begin at multiples of this, as operands in blocks of their own want.
+const K_STEP: usize = 64;
 /// Most rows or columns of the shared operand that are packed at a time: they stay in the last-level cache.
 const SHARED: usize = 4096;
 /// Most floats of its own operand that a task packs: half of a second-level cache of 512 KiB.
@@ -79,6 +81,18 @@ impl Columns for View<'_> {
     }
 }
 
+/// [`Columns::pack`] for columns `stride` apart whose elements are `k_stride` apart.
+pub(super) fn pack_columns(
+    elems: Elems,
+    stride: usize,
+    k_stride: usize,
+    strip: &Strip,
+    level: Level,
+    out: &mut [MaybeUninit<f32>],
+) {
+    pack::pack(elems, stride, k_stride, strip, LANES, level, out);
+}
+
 /// `C = A·B` or, if `accumulate`, `C += A·B`. `a`: `[m, k]`, `b`: `[k, n]`, `c`: row-major `[m, n]`.
 pub fn gemm(m: usize, n: usize, k: usize, a: View, b: View, c: &mut [f32], accumulate: bool) {
     gemm_columns(m, n, k, a, &b, c, accumulate);
@@ -101,12 +115,19 @@ pub(crate) fn gemm_columns(
 
 /// `A·B` as a new row-major `[m, n]`.
 pub fn product(m: usize, n: usize, k: usize, a: View, b: View) -> Vec<f32> {
-    let mut c = Vec::with_capacity(m * n);
+    let mut c = Vec::new();
+    product_into(m, n, k, a, b, &mut c);
+    c
+}
+
+/// [`product`] in memory that is there already. What `c` held is gone.
+pub fn product_into(m: usize, n: usize, k: usize, a: View, b: View, c: &mut Vec<f32>) {
+    c.clear();
+    c.reserve_exact(m * n);
     let out = Output { ptr: c.as_mut_ptr(), columns: n };
     Product { m, n, k, a, b: &b, out, accumulate: false, level: simd::level() }.run();
     // SAFETY: the capacity is there, and `run` has written every element.
     unsafe { c.set_len(m * n) };
-    c
 }
 
 /// A row-major result, written by several threads at disjoint places.
@@ -149,7 +170,7 @@ impl<B: Columns> Product<'_, B> {
         let (own, shared) =
             if self.m > self.n { (Side::Rows, Side::Columns) } else { (Side::Columns, Side::Rows) };
         let micro = Micro::at(self.level);
-        let kc = self.k.div_ceil(self.k.div_ceil(KC).max(1));
+        let kc = self.k.div_ceil(self.k.div_ceil(KC).max(1)).next_multiple_of(K_STEP);
         let width = self.extent(shared).min(SHARED).next_multiple_of(micro.unit(shared));
         let mut packed = Vec::with_capacity(width * kc);
         // Without a `k` the one empty block still sets the result to zero.
