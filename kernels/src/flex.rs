@@ -92,16 +92,14 @@ fn document_rows(documents: &[usize]) -> (Vec<SequenceRows>, usize) {
 impl FusedOps for Flex {
     fn rms_norm(x: FlexTensor, w: FlexTensor, eps: f32) -> FlexTensor {
         let (x, w) = (x.to_contiguous(), w.to_contiguous());
-        let mut y = vec![0.0; x.layout().num_elements()];
-        pointwise::rms_norm(&floats(&x), &floats(&w), eps, &mut y);
+        let y = pointwise::rms_norm(&floats(&x), &floats(&w), eps);
         tensor(y, dims::<2>(&x), x.dtype())
     }
 
     fn rms_norm_backward(x: FlexTensor, w: FlexTensor, eps: f32, dy: FlexTensor) -> (FlexTensor, FlexTensor) {
         let (x, w, dy) = (x.to_contiguous(), w.to_contiguous(), dy.to_contiguous());
         let [d] = dims(&w);
-        let (mut dx, mut dw) = (vec![0.0; x.layout().num_elements()], vec![0.0; d]);
-        pointwise::rms_norm_backward(&floats(&x), &floats(&w), eps, &floats(&dy), &mut dx, &mut dw);
+        let (dx, dw) = pointwise::rms_norm_backward(&floats(&x), &floats(&w), eps, &floats(&dy));
         (tensor(dx, dims::<2>(&x), x.dtype()), tensor(dw, [d], w.dtype()))
     }
 
@@ -142,23 +140,19 @@ impl FusedOps for Flex {
     fn rope(x: FlexTensor, table: Arc<RotaryTable>, inverse: bool) -> FlexTensor {
         let x = x.to_contiguous();
         let [rows, heads, d] = dims(&x);
-        let mut y = vec![0.0; rows * heads * d];
-        rope(&floats(&x), heads, &table, inverse, &mut y);
+        let y = rope(&floats(&x), heads, &table, inverse);
         tensor(y, [rows, heads, d], x.dtype())
     }
 
     fn swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
-        let mut y = vec![0.0; gate.layout().num_elements()];
-        pointwise::swiglu(&floats(&gate), &floats(&up), &mut y);
+        let y = pointwise::swiglu(&floats(&gate), &floats(&up));
         tensor(y, dims::<2>(&gate), gate.dtype())
     }
 
     fn swiglu_backward(gate: FlexTensor, up: FlexTensor, dy: FlexTensor) -> (FlexTensor, FlexTensor) {
         let (gate, up, dy) = (gate.to_contiguous(), up.to_contiguous(), dy.to_contiguous());
-        let n = gate.layout().num_elements();
-        let (mut dgate, mut dup) = (vec![0.0; n], vec![0.0; n]);
-        pointwise::swiglu_backward(&floats(&gate), &floats(&up), &floats(&dy), &mut dgate, &mut dup);
+        let (dgate, dup) = pointwise::swiglu_backward(&floats(&gate), &floats(&up), &floats(&dy));
         let shape = dims::<2>(&gate);
         (tensor(dgate, shape, gate.dtype()), tensor(dup, shape, up.dtype()))
     }

@@ -5,6 +5,7 @@ use super::kv::{KV_BLOCK, KvLayout};
 use super::simd::{LANES, fma, load, tree_sum};
 use crate::multiversion;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Query rows per block.
 const ROWS: usize = 16;
@@ -185,10 +186,8 @@ multiversion! {
         query_gradients(vk, rows, &scratch.ds, out);
         let seen = rows.spec.keys(rows.first).start..rows.first + rows.count;
         let first = kv.blocks.start * KV_BLOCK;
-        for j in seen {
-            rank_update(&scratch.ds[j - first..], line, rows.count, &scratch.q, &mut out.dk[j * padded..][..padded]);
-            rank_update(&scratch.p[j - first..], line, rows.count, &scratch.dy, &mut out.dv[j * padded..][..padded]);
-        }
+        key_gradients(&scratch.ds, &scratch.q, seen.clone(), first, line, rows.count, padded, &mut out.dk);
+        key_gradients(&scratch.p, &scratch.dy, seen, first, line, rows.count, padded, &mut out.dv);
     }
 }
 
@@ -208,28 +207,73 @@ fn score_gradients(p: &mut [f32], ds: &mut [f32], inverse: f32, scale: f32) {
     }
 }
 
-/// `dq_i = Σ_j ds_ij · k_j`.
+/// `dq_i = Σ_j ds_ij · k_j`, four rows at a time. Where a row does not see a key that another one sees, `ds` is zero.
 #[inline(always)]
 fn query_gradients(vk: &Keys, rows: Rows, ds: &[f32], out: &mut Part) {
     let (d, line) = (vk.layout.head_dim, vk.line());
-    for i in 0..rows.count {
-        let dq = &mut out.dq[((rows.first + i) * rows.group + rows.g) * d..][..d];
-        combine::<1>(vk, &rows.spec.keys(rows.first + i), &ds[i * line..], |_, lane, sums| {
-            let count = LANES.min(d - lane);
-            dq[lane..][..count].copy_from_slice(&sums[..count]);
+    for i in (0..rows.count).step_by(4) {
+        let last = (i + 4).min(rows.count) - 1;
+        let range = rows.spec.keys(rows.first + i).start..rows.spec.keys(rows.first + last).end;
+        combine::<4>(vk, &range, &ds[i * line..], |h, lane, sums| {
+            if i + h <= last {
+                let dq = &mut out.dq[((rows.first + i + h) * rows.group + rows.g) * d..][..d];
+                let count = LANES.min(d - lane);
+                dq[lane..][..count].copy_from_slice(&sums[..count]);
+            }
         });
     }
 }
 
-/// `acc += Σ_i w[i·line] · x_i` over the rows of the block, in order.
+/// `acc_j += Σ_i w[i][j − first] · x_i` for the keys `seen`: a chain over the rows of the block, in order. `w`:
+/// `[rows, line]`, `x`: `[rows, padded]`, `acc`: `[keys, padded]`.
 #[inline(always)]
-fn rank_update(w: &[f32], line: usize, rows: usize, x: &[f32], acc: &mut [f32]) {
-    let padded = acc.len();
-    for (lane, acc) in acc.chunks_exact_mut(LANES).enumerate() {
-        let mut sums = load(acc);
-        for i in 0..rows {
-            sums = fma([w[i * line]; LANES], load(&x[i * padded + lane * LANES..]), sums);
+#[allow(clippy::too_many_arguments)]
+fn key_gradients(
+    w: &[f32],
+    x: &[f32],
+    seen: Range<usize>,
+    first: usize,
+    line: usize,
+    rows: usize,
+    padded: usize,
+    acc: &mut [f32],
+) {
+    let mut j = seen.start;
+    while j < seen.end {
+        let (w, acc) = (&w[j - first..], &mut acc[j * padded..]);
+        let four = j + 4 <= seen.end;
+        for lane in (0..padded).step_by(LANES) {
+            match four {
+                true => rank_update::<4>(w, line, rows, &x[lane..], padded, &mut acc[lane..]),
+                false => rank_update::<1>(w, line, rows, &x[lane..], padded, &mut acc[lane..]),
+            }
         }
-        acc.copy_from_slice(&sums);
+        j += if four { 4 } else { 1 };
+    }
+}
+
+/// One group of lanes of [`key_gradients`] for `K` keys side by side.
+#[inline(always)]
+fn rank_update<const K: usize>(
+    w: &[f32],
+    line: usize,
+    rows: usize,
+    x: &[f32],
+    padded: usize,
+    acc: &mut [f32],
+) {
+    let mut sums = [[0.0; LANES]; K];
+    for k in 0..K {
+        sums[k] = load(&acc[k * padded..]);
+    }
+    for i in 0..rows {
+        let x = load(&x[i * padded..]);
+        let w: &[f32; K] = w[i * line..][..K].try_into().expect("K");
+        for k in 0..K {
+            sums[k] = fma([w[k]; LANES], x, sums[k]);
+        }
+    }
+    for k in 0..K {
+        acc[k * padded..][..LANES].copy_from_slice(&sums[k]);
     }
 }

@@ -1,23 +1,30 @@
 //! Row-wise and elementwise kernels: RMSNorm, SwiGLU, dropout, embedding gradient.
 
-use super::rows_per_task;
-use super::simd::{dot, sigmoid};
+use super::simd::{LANES, dot, sigmoid};
+use super::{rows_per_task, written};
 use crate::multiversion;
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// `y = x · r · w` with `r = 1/sqrt(mean(x²)+eps)`, row by row. `x`, `y`: `[rows, d]`, `w`: `[d]`.
-pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+pub fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
     let d = w.len();
+    assert!(x.len().is_multiple_of(d.max(1)), "rms_norm: rows of {d}");
     let task = d * rows_per_task(x.len() / d, d);
-    y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| rms_norm_rows(x, w, eps, y));
+    // SAFETY: `x` is whole rows, and every row of the result is written.
+    unsafe {
+        written(x.len(), |y| {
+            y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| rms_norm_rows(x, w, eps, y));
+        })
+    }
 }
 
 multiversion! {
-    fn rms_norm_rows(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+    fn rms_norm_rows(x: &[f32], w: &[f32], eps: f32, y: &mut [MaybeUninit<f32>]) {
         for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
             let r = inverse_rms(x, eps);
             for i in 0..w.len() {
-                y[i] = x[i] * r * w[i];
+                y[i].write(x[i] * r * w[i]);
             }
         }
     }
@@ -29,76 +36,108 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 }
 
 /// Gradients of [`rms_norm`]: `dx` `[rows, d]` and `dw` `[d]`, the latter summed over rows in order.
-pub fn rms_norm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+pub fn rms_norm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let d = w.len();
-    let task = d * rows_per_task(x.len() / d, d);
-    dx.par_chunks_mut(task)
-        .zip(x.par_chunks(task).zip(dy.par_chunks(task)))
-        .for_each(|(dx, (x, dy))| rms_norm_dx(x, w, eps, dy, dx));
-    rms_norm_dw(x, eps, dy, dw);
+    assert!(x.len() == dy.len() && x.len().is_multiple_of(d.max(1)), "rms_norm: rows of {d}");
+    let rows = rows_per_task(x.len() / d, d);
+    let mut inverse = vec![0.0; x.len() / d];
+    let tasks = |dx: &mut [MaybeUninit<f32>]| {
+        dx.par_chunks_mut(d * rows)
+            .zip(inverse.par_chunks_mut(rows))
+            .zip(x.par_chunks(d * rows).zip(dy.par_chunks(d * rows)))
+            .for_each(|((dx, inverse), (x, dy))| rms_norm_dx(x, w, eps, dy, dx, inverse));
+    };
+    // SAFETY: `x` and `dy` are whole rows, and every row of the result is written.
+    let dx = unsafe { written(x.len(), tasks) };
+    let mut dw = vec![0.0; d];
+    let columns = d.div_ceil(rayon::current_num_threads()).next_multiple_of(LANES);
+    dw.par_chunks_mut(columns)
+        .enumerate()
+        .for_each(|(task, dw)| rms_norm_dw(x, &inverse, dy, d, task * columns, dw));
+    (dx, dw)
 }
 
 multiversion! {
-    fn rms_norm_dx(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
+    fn rms_norm_dx(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [MaybeUninit<f32>], inverse: &mut [f32]) {
         let d = w.len();
         let mut g = vec![0.0; d];
-        for ((x, dy), dx) in x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)) {
+        let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(inverse);
+        for (((x, dy), dx), inverse) in rows {
             let r = inverse_rms(x, eps);
+            *inverse = r;
             for i in 0..d {
                 g[i] = dy[i] * w[i];
             }
             let k = dot(&g, x) * r * r * r / d as f32;
             for i in 0..d {
-                dx[i] = g[i] * r - x[i] * k;
+                dx[i].write(g[i] * r - x[i] * k);
             }
         }
     }
 }
 
 multiversion! {
-    fn rms_norm_dw(x: &[f32], eps: f32, dy: &[f32], dw: &mut [f32]) {
-        let d = dw.len();
-        for (x, dy) in x.chunks_exact(d).zip(dy.chunks_exact(d)) {
-            let r = inverse_rms(x, eps);
-            for i in 0..d {
-                dw[i] = (dy[i] * x[i]).mul_add(r, dw[i]);
+    /// Columns `first..` of the gradient, as many as `dw` has.
+    fn rms_norm_dw(x: &[f32], inverse: &[f32], dy: &[f32], d: usize, first: usize, dw: &mut [f32]) {
+        for ((x, dy), r) in x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(inverse) {
+            let (x, dy) = (&x[first..][..dw.len()], &dy[first..][..dw.len()]);
+            for i in 0..dw.len() {
+                dw[i] = (dy[i] * x[i]).mul_add(*r, dw[i]);
             }
         }
     }
 }
 
 /// `y = silu(gate) · up`.
-pub fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
-    let task = rows_per_task(y.len(), 1);
-    y.par_chunks_mut(task)
-        .zip(gate.par_chunks(task).zip(up.par_chunks(task)))
-        .for_each(|(y, (gate, up))| swiglu_chunk(gate, up, y));
+pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    assert_eq!(gate.len(), up.len(), "swiglu: lengths");
+    let task = rows_per_task(gate.len(), 1);
+    // SAFETY: every chunk is written.
+    unsafe {
+        written(gate.len(), |y| {
+            y.par_chunks_mut(task)
+                .zip(gate.par_chunks(task).zip(up.par_chunks(task)))
+                .for_each(|(y, (gate, up))| swiglu_chunk(gate, up, y));
+        })
+    }
 }
 
 multiversion! {
-    fn swiglu_chunk(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    fn swiglu_chunk(gate: &[f32], up: &[f32], y: &mut [MaybeUninit<f32>]) {
         for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
-            *y = g * sigmoid(*g) * u;
+            y.write(g * sigmoid(*g) * u);
         }
     }
 }
 
-/// Gradients of [`swiglu`].
-pub fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+/// Gradients of [`swiglu`]: of `gate` and of `up`.
+pub fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    assert!(gate.len() == up.len() && gate.len() == dy.len(), "swiglu: lengths");
     let task = rows_per_task(dy.len(), 1);
-    dgate
-        .par_chunks_mut(task)
-        .zip(dup.par_chunks_mut(task))
-        .zip(gate.par_chunks(task).zip(up.par_chunks(task)).zip(dy.par_chunks(task)))
-        .for_each(|((dgate, dup), ((gate, up), dy))| swiglu_backward_chunk(gate, up, dy, dgate, dup));
+    let mut dup = Vec::new();
+    // SAFETY: every chunk of both is written.
+    let dgate = unsafe {
+        written(dy.len(), |dgate| {
+            dup = written(dy.len(), |dup| {
+                dgate
+                    .par_chunks_mut(task)
+                    .zip(dup.par_chunks_mut(task))
+                    .zip(gate.par_chunks(task).zip(up.par_chunks(task)).zip(dy.par_chunks(task)))
+                    .for_each(|((dgate, dup), ((gate, up), dy))| {
+                        swiglu_backward_chunk(gate, up, dy, dgate, dup)
+                    });
+            });
+        })
+    };
+    (dgate, dup)
 }
 
 multiversion! {
-    fn swiglu_backward_chunk(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    fn swiglu_backward_chunk(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [MaybeUninit<f32>], dup: &mut [MaybeUninit<f32>]) {
         for i in 0..dy.len() {
             let s = sigmoid(gate[i]);
-            dup[i] = dy[i] * gate[i] * s;
-            dgate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
+            dup[i].write(dy[i] * gate[i] * s);
+            dgate[i].write(dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s)));
         }
     }
 }

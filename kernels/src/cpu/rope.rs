@@ -1,8 +1,9 @@
 //! Rotary position embedding.
 
-use super::rows_per_task;
+use super::{rows_per_task, written};
 use crate::multiversion;
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// cos and sin of every row's angles: `[rows, head_dim/2]` each.
 #[derive(Debug)]
@@ -44,18 +45,23 @@ impl RotaryTable {
 }
 
 /// Rotates every head of `x`: `[rows, heads, head_dim]`; the other way if `inverse`.
-pub fn rope(x: &[f32], heads: usize, table: &RotaryTable, inverse: bool, y: &mut [f32]) {
+pub fn rope(x: &[f32], heads: usize, table: &RotaryTable, inverse: bool) -> Vec<f32> {
     let width = heads * table.half * 2;
     assert_eq!(x.len(), table.rows() * width, "rope: rows of x and of the table differ");
     let rows = rows_per_task(table.rows(), width);
-    y.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).enumerate().for_each(|(task, (y, x))| {
-        let lines = task * rows * table.half..;
-        rotate(x, heads, table.half, &table.cos[lines.clone()], &table.sin[lines], inverse, y);
-    });
+    let tasks = |y: &mut [MaybeUninit<f32>]| {
+        let chunks = y.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width));
+        chunks.enumerate().for_each(|(task, (y, x))| {
+            let lines = task * rows * table.half..;
+            rotate(x, heads, table.half, &table.cos[lines.clone()], &table.sin[lines], inverse, y);
+        });
+    };
+    // SAFETY: `x` is whole heads, and every head of the result is written.
+    unsafe { written(x.len(), tasks) }
 }
 
 multiversion! {
-    fn rotate(x: &[f32], heads: usize, half: usize, cos: &[f32], sin: &[f32], inverse: bool, y: &mut [f32]) {
+    fn rotate(x: &[f32], heads: usize, half: usize, cos: &[f32], sin: &[f32], inverse: bool, y: &mut [MaybeUninit<f32>]) {
         let sign = if inverse { -1.0 } else { 1.0 };
         for (i, (x, y)) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)).enumerate() {
             let line = i / heads * half;
@@ -63,8 +69,8 @@ multiversion! {
             let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));
             for j in 0..half {
                 let s = sign * sin[j];
-                y1[j] = x1[j] * cos[j] - x2[j] * s;
-                y2[j] = x2[j] * cos[j] + x1[j] * s;
+                y1[j].write(x1[j] * cos[j] - x2[j] * s);
+                y2[j].write(x2[j] * cos[j] + x1[j] * s);
             }
         }
     }

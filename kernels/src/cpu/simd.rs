@@ -83,8 +83,8 @@ pub fn level() -> Level {
 #[cold]
 pub fn limit(most: Option<Level>) -> Level {
     let present = Level::present();
-    let allowed = present.into_iter().filter(|level| most.is_none_or(|most| *level <= most));
-    let level = allowed.last().unwrap_or(Level::Portable);
+    let mut allowed = present.into_iter().filter(|level| most.is_none_or(|most| *level <= most));
+    let level = allowed.next_back().unwrap_or(Level::Portable);
     LEVEL.store(level as u8 + 1, Relaxed);
     level
 }
