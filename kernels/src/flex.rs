@@ -1,7 +1,8 @@
 //! The ops on Burn's CPU backend: tensors → slices, without copies where they are contiguous f32.
 
-use crate::cpu::attention::{AttentionSpec, SequenceRows, attend};
+use crate::cpu::attention::{AttentionSpec, SequenceRows};
 use crate::cpu::attention_backward::{Gradients, Inputs, Shape, attend_backward};
+use crate::cpu::attention_paged::{Scratch, attend};
 use crate::cpu::gemm;
 use crate::cpu::gemm::{Elems, View};
 use crate::cpu::kv::{KV_BLOCK, KvLayout};
@@ -175,7 +176,8 @@ impl FusedOps for Flex {
             layout.write(&mut cache, &s.table, 0, &ks[range.clone()], &vs[range]);
         }
         let mut y = vec![0.0; rows * heads * d];
-        attend(layout, &cache, &sequences, &floats(&q), heads, spec, &mut y);
+        let mut scratch = Scratch::default();
+        attend(layout, &cache, &sequences, &floats(&q), heads, spec, &mut scratch, &mut y);
         tensor(y, [rows, heads, d], q.dtype())
     }
 

@@ -29,7 +29,7 @@ const SIDE: usize = GROUPS * LANES;
 /// Blocks of keys per stretch.
 const STRETCH: usize = 16;
 /// Floats of scores that all threads share, unless a single tile needs more.
-const SCORES: usize = 1 << 18;
+const SCORES: usize = 1 << 15;
 
 /// Memory that attention keeps from call to call.
 #[derive(Debug, Default)]
