@@ -6,11 +6,13 @@
 //! static HEAP: hearth_memory::heap::CountingAllocator = hearth_memory::heap::CountingAllocator;
 //! assert!(hearth_memory::heap::current() > Some(0));
 //! ```
-//! Bytes are counted as asked for, without the allocator's own overhead. Memory that is mapped rather than allocated
+//! On Linux, large blocks are used again instead of being mapped anew each time. Bytes are counted as asked for, without the allocator's own overhead. Memory that is mapped rather than allocated
 //! (files, thread stacks) does not pass here. Counting makes an allocation and its release
 //! about 15 ns slower (22 → 37 ns measured).
 #![allow(unsafe_code)] // `GlobalAlloc` is an unsafe trait.
 
+#[cfg(target_os = "linux")]
+use crate::reuse;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -77,27 +79,78 @@ fn counted(bytes: usize, allocate: impl FnOnce() -> *mut u8) -> *mut u8 {
     memory
 }
 
-// SAFETY: every call goes to `System` with the caller's own arguments, or returns null, which says "no memory".
+/// Memory from where blocks of this layout come from.
+///
+/// # Safety
+/// As [`GlobalAlloc::alloc`].
+unsafe fn allocate(layout: Layout, zeroed: bool) -> *mut u8 {
+    #[cfg(target_os = "linux")]
+    if reuse::serves(layout) {
+        return reuse::allocate(layout.size(), zeroed);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { if zeroed { System.alloc_zeroed(layout) } else { System.alloc(layout) } }
+}
+
+/// # Safety
+/// As [`GlobalAlloc::dealloc`].
+unsafe fn release(memory: *mut u8, layout: Layout) {
+    #[cfg(target_os = "linux")]
+    if reuse::serves(layout) {
+        // SAFETY: blocks of this layout come from there.
+        return unsafe { reuse::release(memory, layout.size()) };
+    }
+    // SAFETY: the caller's promise, and blocks of this layout come from `System`.
+    unsafe { System.dealloc(memory, layout) }
+}
+
+/// # Safety
+/// As [`GlobalAlloc::realloc`].
+unsafe fn resize(memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: the caller's promise.
+        let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        match (reuse::serves(layout), reuse::serves(new_layout)) {
+            // SAFETY: the block is one of those.
+            (true, true) => return unsafe { reuse::resize(memory, layout.size(), new_size) },
+            (false, false) => {}
+            // SAFETY: from one to the other: a new block, both are at least as long as what is copied.
+            _ => unsafe {
+                let moved = allocate(new_layout, false);
+                if !moved.is_null() {
+                    moved.copy_from_nonoverlapping(memory, layout.size().min(new_size));
+                    release(memory, layout);
+                }
+                return moved;
+            },
+        }
+    }
+    // SAFETY: the caller's promise, and blocks of this layout come from `System`.
+    unsafe { System.realloc(memory, layout, new_size) }
+}
+
+// SAFETY: every call goes to one of two allocators by the layout alone, or returns null, which says "no memory".
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps `alloc`'s contract.
-        counted(layout.size(), || unsafe { System.alloc(layout) })
+        counted(layout.size(), || unsafe { allocate(layout, false) })
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps `alloc_zeroed`'s contract.
-        counted(layout.size(), || unsafe { System.alloc_zeroed(layout) })
+        counted(layout.size(), || unsafe { allocate(layout, true) })
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         give_back(layout.size());
-        // SAFETY: the caller keeps `dealloc`'s contract, and all memory comes from `System`.
-        unsafe { System.dealloc(memory, layout) }
+        // SAFETY: the caller keeps `dealloc`'s contract.
+        unsafe { release(memory, layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: the caller keeps `realloc`'s contract, and all memory comes from `System`.
-        let resize = || unsafe { System.realloc(memory, layout, new_size) };
+        // SAFETY: the caller keeps `realloc`'s contract.
+        let resize = || unsafe { resize(memory, layout, new_size) };
         if new_size >= layout.size() {
             return counted(new_size - layout.size(), resize);
         }

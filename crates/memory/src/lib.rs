@@ -29,6 +29,8 @@ pub mod stream;
 pub mod tier;
 
 mod error;
+#[cfg(target_os = "linux")]
+mod reuse;
 
 pub use budget::Budget;
 pub use buffer::AlignedBuffer;
