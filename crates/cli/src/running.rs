@@ -7,7 +7,7 @@ use crate::ui::{Ui, bytes};
 use anyhow::bail;
 use hearth_engine::api::{Event, FinishReason, Request, Sampling};
 use hearth_engine::{Activations, Engine, EngineConfig, EngineHandle, LoadedModel};
-use hearth_memory::{Budget, Ledger};
+use hearth_memory::{Budget, Ledger, Tier};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -97,6 +97,60 @@ pub struct Running {
     pub engine: EngineHandle,
 }
 
+/// Where a model's weights lie, in a few words.
+fn weights(model: &LoadedModel) -> String {
+    let size = bytes(model.weight_bytes());
+    let budget = model.ledger().budget();
+    match model.placement() {
+        Some(p) => {
+            let [device, host, nvme] = Tier::ALL.map(|tier| p.count(tier));
+            format!(
+                "{size} of weights on the device with {device} blocks; streamed: {host} blocks from host memory, {nvme} \
+                 from disk"
+            )
+        }
+        None if budget.host.is_some() || budget.nvme.is_some() => {
+            format!("{size} of weights, all on the device: nothing is streamed")
+        }
+        None => format!("{size} of weights"),
+    }
+}
+
+/// What streaming moved, in the words of reports.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Streaming {
+    /// Passes over the model.
+    pub passes: u64,
+    /// Bytes of weights read from disk.
+    pub nvme_bytes: u64,
+    /// Bytes of weights read from host memory.
+    pub host_bytes: u64,
+    /// Bytes of both per pass.
+    pub bytes_per_pass: u64,
+    /// 10⁹ bytes of both per second of passes.
+    pub gb_s: f64,
+    /// Seconds of passes, and those of them in which the model waited for weights.
+    pub pass_s: f64,
+    /// As above.
+    pub wait_s: f64,
+}
+
+impl Streaming {
+    /// What an engine streamed so far; nothing if it has all weights on the device.
+    pub fn of(engine: &EngineHandle) -> Option<Self> {
+        let s = engine.stats().streamed;
+        (s.passes > 0).then(|| Self {
+            passes: s.passes,
+            nvme_bytes: s.nvme_bytes,
+            host_bytes: s.host_bytes,
+            bytes_per_pass: (s.nvme_bytes + s.host_bytes) / s.passes,
+            gb_s: s.gb_s(),
+            pass_s: s.pass_s,
+            wait_s: s.wait_s,
+        })
+    }
+}
+
 /// What one generation came to.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -117,7 +171,7 @@ impl Running {
     /// As [`ModelArgs::load`], and bounds that contradict each other.
     pub fn start(args: &ModelArgs, max_seqs: usize, ui: &Ui) -> anyhow::Result<Self> {
         let (model, loaded) = args.load(Activations::Int8, ui)?;
-        ui.note(format!("{}: {} of weights", args.model.display(), bytes(loaded.weight_bytes())));
+        ui.note(format!("{}: {}", args.model.display(), weights(&loaded)));
         let config = EngineConfig { max_seqs, ..EngineConfig::default() };
         Ok(Self { model, engine: Engine::start(loaded, config)? })
     }

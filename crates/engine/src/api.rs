@@ -220,6 +220,8 @@ pub struct EngineStats {
     pub weight_bytes: u64,
     /// Bytes of the KV cache.
     pub kv_bytes: u64,
+    /// What was streamed since start; nothing when all weights are resident.
+    pub streamed: crate::streaming::Streamed,
 }
 
 /// A running generation. Dropping it cancels the request: its blocks are free by the next step.

@@ -1,4 +1,4 @@
-use hearth_memory::Size;
+use hearth_memory::{Size, Tier};
 
 /// Why a model could not be loaded or an engine not started.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +15,22 @@ pub enum Error {
     /// Weights, working memory and the least useful KV cache do not fit the device together.
     #[error(transparent)]
     TooSmall(Box<Shortfall>),
+    /// Host memory or disk do not hold what the device does not.
+    #[error(
+        "{tier} tier: {what} take {needed} bytes, {free} free; the smallest budget that works is {smallest}"
+    )]
+    Placement {
+        /// Which.
+        tier: Tier,
+        /// What does not fit.
+        what: &'static str,
+        /// Its bytes.
+        needed: u64,
+        /// Bytes left.
+        free: u64,
+        /// The smallest budget of that tier under which it would, in whole MiB.
+        smallest: Size,
+    },
     /// A configuration that cannot work.
     #[error("{0}")]
     Config(String),

@@ -1,6 +1,7 @@
 //! How many bytes of the device serving takes: the same arithmetic for refusing, planning and charging.
 
 use crate::error::{Error, Shortfall};
+use crate::placement::{BlockBytes, Needs};
 use crate::runner::HEAD_ROWS;
 use hearth_kernels::paged::{KV_BLOCK, KvCache, KvType};
 use hearth_memory::{Ledger, Tier};
@@ -45,6 +46,27 @@ pub fn check_weights(
     let tokens = MIN_CONTEXT.min(config.max_position_embeddings);
     let kv = tokens.div_ceil(KV_BLOCK) as u64 * kv_block_bytes(config, kv_type);
     refuse_unless_it_fits(weights, working_bytes(config, MIN_BATCH_TOKENS), tokens, kv, ledger)
+}
+
+/// Tokens of KV cache, and tokens per step, that serving should have before weights are made resident that could be
+/// streamed.
+const WISHED_CONTEXT: usize = 2048;
+const WISHED_BATCH_TOKENS: usize = 256;
+
+/// What serving with streamed blocks takes.
+pub fn streaming_needs(
+    config: &ModelConfig,
+    kv_type: KvType,
+    blocks: Vec<BlockBytes>,
+    fixed: u64,
+    ring_buffers: u64,
+) -> Needs {
+    let kv = |tokens: usize| tokens.div_ceil(KV_BLOCK) as u64 * kv_block_bytes(config, kv_type);
+    let least = MIN_CONTEXT.min(config.max_position_embeddings);
+    let working = working_bytes(config, MIN_BATCH_TOKENS);
+    let wished_kv = kv(WISHED_CONTEXT.min(config.max_position_embeddings))
+        + (working_bytes(config, WISHED_BATCH_TOKENS) - working);
+    Needs { blocks, fixed, working, least_kv: (kv(least), least), wished_kv, ring_buffers }
 }
 
 fn refuse_unless_it_fits(

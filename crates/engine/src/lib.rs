@@ -9,6 +9,8 @@
 //! - [`sampler`]: logits → token, deterministic for a seed; log-probabilities.
 //! - [`loader`]: weights from disk into panel layout, within the device's budget.
 //! - [`footprint`]: how many bytes serving takes.
+//! - [`placement`]: which tier each transformer block lies in.
+//! - [`streaming`]: blocks that pass through the device while the model runs.
 //! - [`score`]: logits of given tokens, through the same runner.
 //! - `pool`: the vectors of a prompt's tokens → one.
 //! - `sequence`: one request on its way from prompt to end.
@@ -32,10 +34,12 @@ pub mod engine;
 pub mod footprint;
 pub mod kv;
 pub mod loader;
+pub mod placement;
 pub mod runner;
 pub mod sampler;
 pub mod scheduler;
 pub mod score;
+pub mod streaming;
 
 mod error;
 mod pool;
@@ -46,3 +50,4 @@ pub use error::{Error, Shortfall};
 pub use hearth_kernels::Activations;
 pub use loader::{LoadProgress, LoadedModel, ResidentWeights};
 pub use score::Scorer;
+pub use streaming::{Streamed, WeightPlan};

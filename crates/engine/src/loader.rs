@@ -1,7 +1,10 @@
-//! Weights from disk into panel layout, each matrix once, within the device's budget.
+//! Weights from disk into panel layout, each matrix once, within the device's budget. What does not fit is streamed if
+//! the budget names host memory or disk for it.
 
 use crate::error::Error;
 use crate::footprint;
+use crate::placement::Placement;
+use crate::streaming::{Counters, Prepared, Stream, Streamed, may_stream};
 use burn::tensor::{Device, Tensor};
 use hearth_kernels::cpu::pages::Arena;
 use hearth_kernels::paged::KvType;
@@ -27,64 +30,15 @@ pub struct LoadProgress {
     pub total: u64,
 }
 
-/// Weights held in memory for as long as it lives, ready to be put into layers. Frozen.
-pub struct ResidentWeights {
+/// Weights by name, ready to be put into layers. Frozen.
+#[derive(Default)]
+pub(crate) struct Held {
     matrices: HashMap<String, Arc<PackedMatrix>>,
     vectors: HashMap<String, Tensor<1>>,
-    kv_type: KvType,
-    charge: Charge,
 }
 
-impl ResidentWeights {
-    /// Reads and packs every parameter of the architecture. Shapes are checked against the files' own, and bytes
-    /// are charged to the device, before anything is allocated.
-    ///
-    /// # Errors
-    /// [`Error::Weights`] for a missing tensor, a wrong shape or damaged files; [`Error::TooSmall`] when the
-    /// device's budget holds no more than the weights.
-    pub fn load(
-        arch: &dyn Architecture,
-        files: &ModelFiles,
-        activations: Activations,
-        ledger: &Ledger,
-        progress: &(dyn Fn(LoadProgress) + Sync),
-    ) -> Result<Self, Error> {
-        let parts =
-            params(arch).into_iter().map(|spec| Part::new(spec, files)).collect::<Result<Vec<_>, _>>()?;
-        let total = parts.iter().map(|p| p.bytes).sum();
-        let kv_type = kv_type(&parts, activations);
-        footprint::check_weights(arch.config(), kv_type, total, ledger)?;
-        let mut loaded = Self {
-            matrices: HashMap::new(),
-            vectors: HashMap::new(),
-            kv_type,
-            charge: ledger.charge(Tier::Device, Kind::Weights, total)?,
-        };
-        let done = AtomicU64::new(0);
-        let report = |bytes| {
-            let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            progress(LoadProgress { done, total });
-        };
-        progress(LoadProgress { done: 0, total });
-        let matrices = parts.iter().filter(|p| p.spec.shape.len() == 2);
-        let arena = Arena::new(matrices.map(|p| p.bytes as usize).sum());
-        let read = |part: &Part| part.read(files, activations, &arena, &report);
-        // What is decoded to f32 on the way goes one by one, on all cores: the copies are large.
-        let (native, decoded): (Vec<_>, Vec<_>) = parts.into_iter().partition(|p| is_native(p.format));
-        let mut weights = native.par_iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        weights.extend(decoded.iter().map(read).collect::<Result<Vec<_>, _>>()?);
-        for (part, weight) in native.iter().chain(&decoded).zip(weights) {
-            loaded.keep(part.spec.name.clone(), weight);
-        }
-        Ok(loaded)
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> u64 {
-        self.charge.bytes()
-    }
-
-    fn keep(&mut self, name: String, weight: Weight) {
+impl Held {
+    pub(crate) fn keep(&mut self, name: String, weight: Weight) {
         match weight {
             Weight::Matrix(m) => drop(self.matrices.insert(name, m)),
             Weight::Vector(v) => {
@@ -105,7 +59,7 @@ impl ResidentWeights {
     }
 }
 
-impl WeightSource for ResidentWeights {
+impl WeightSource for Held {
     fn linear(&mut self, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear, ModelError> {
         let bias = if bias { Some(self.vector(&format!("{name}.bias"), shape[0])?) } else { None };
         Ok(Linear::new(self.matrix(name, shape)?, bias))
@@ -120,24 +74,105 @@ impl WeightSource for ResidentWeights {
     }
 }
 
+/// Weights held in memory for as long as it lives.
+pub struct ResidentWeights {
+    held: Held,
+    charge: Charge,
+}
+
+impl ResidentWeights {
+    /// Reads and packs every parameter of the architecture. Shapes are checked against the files' own, and bytes
+    /// are charged to the device, before anything is allocated.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] for a missing tensor, a wrong shape or damaged files; [`Error::TooSmall`] when the
+    /// device's budget holds no more than the weights.
+    pub fn load(
+        arch: &dyn Architecture,
+        files: &ModelFiles,
+        activations: Activations,
+        ledger: &Ledger,
+        progress: &(dyn Fn(LoadProgress) + Sync),
+    ) -> Result<Self, Error> {
+        let parts = Part::all(arch, files)?;
+        let total = parts.iter().map(|p| p.bytes).sum();
+        footprint::check_weights(arch.config(), kv_type(&parts, activations), total, ledger)?;
+        Self::read(parts, files, activations, ledger, progress)
+    }
+
+    fn read(
+        parts: Vec<Part>,
+        files: &ModelFiles,
+        activations: Activations,
+        ledger: &Ledger,
+        progress: &(dyn Fn(LoadProgress) + Sync),
+    ) -> Result<Self, Error> {
+        let total = parts.iter().map(|p| p.bytes).sum();
+        let charge = ledger.charge(Tier::Device, Kind::Weights, total)?;
+        let done = AtomicU64::new(0);
+        let report = |bytes| {
+            let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            progress(LoadProgress { done, total });
+        };
+        progress(LoadProgress { done: 0, total });
+        let matrices = parts.iter().filter(|p| p.spec.shape.len() == 2);
+        let arena = Arena::new(matrices.map(|p| p.bytes as usize).sum());
+        let read = |part: &Part| part.read(files, activations, &arena, &report);
+        // What is decoded to f32 on the way goes one by one, on all cores: the copies are large.
+        let (native, decoded): (Vec<_>, Vec<_>) = parts.into_iter().partition(|p| is_native(p.format));
+        let mut weights = native.par_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        weights.extend(decoded.iter().map(read).collect::<Result<Vec<_>, _>>()?);
+        let mut held = Held::default();
+        for (part, weight) in native.iter().chain(&decoded).zip(weights) {
+            held.keep(part.spec.name.clone(), weight);
+        }
+        Ok(Self { held, charge })
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> u64 {
+        self.charge.bytes()
+    }
+}
+
+impl WeightSource for ResidentWeights {
+    fn linear(&mut self, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear, ModelError> {
+        self.held.linear(name, shape, bias)
+    }
+
+    fn norm(&mut self, name: &str, len: usize) -> Result<Tensor<1>, ModelError> {
+        self.held.norm(name, len)
+    }
+
+    fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix, ModelError> {
+        self.held.embedding(name, shape)
+    }
+}
+
 /// An architecture that asks for what it did not list is broken; say which.
 fn not_listed(name: &str, shape: &[usize]) -> ModelError {
     ModelError::Source(format!("{name} {shape:?} is not among the parameters the architecture listed"))
 }
 
-enum Weight {
+pub(crate) enum Weight {
     Matrix(Arc<PackedMatrix>),
     Vector(Vec<f32>),
 }
 
 /// A parameter to be read, checked.
-struct Part {
-    spec: ParamSpec,
-    format: FormatRef,
-    bytes: u64,
+pub(crate) struct Part {
+    pub(crate) spec: ParamSpec,
+    pub(crate) format: FormatRef,
+    /// As held.
+    pub(crate) bytes: u64,
 }
 
 impl Part {
+    /// Every parameter of an architecture, in execution order.
+    pub(crate) fn all(arch: &dyn Architecture, files: &ModelFiles) -> Result<Vec<Self>, Error> {
+        params(arch).into_iter().map(|spec| Part::new(spec, files)).collect()
+    }
+
     fn new(spec: ParamSpec, files: &ModelFiles) -> Result<Self, Error> {
         let format = files.expect(&spec.name, &spec.shape)?.format;
         let bytes = match spec.shape[..] {
@@ -154,35 +189,32 @@ impl Part {
         arena: &Arc<Arena>,
         report: &dyn Fn(u64),
     ) -> Result<Weight, Error> {
-        let (name, tensors) = (&self.spec.name, &files.tensors);
-        let weight = match self.spec.shape[..] {
-            [rows, columns] => {
-                let packed = match is_native(self.format) {
-                    true => PackedMatrix::from_format_in(
-                        Some(arena),
-                        rows,
-                        columns,
-                        self.format.name(),
-                        &tensors.bytes(name)?,
-                    ),
-                    false => None,
-                };
-                let matrix = match packed {
-                    Some(packed) => packed,
-                    None => PackedMatrix::from_f32_in(Some(arena), rows, columns, &tensors.read_f32(name)?)
-                        .expect("the arena holds every matrix"),
-                };
-                Weight::Matrix(Arc::new(matrix.with_activations(activations)))
-            }
-            _ => Weight::Vector(tensors.read_f32(name)?),
-        };
+        let weight = self.unpack(&files.tensors.bytes(&self.spec.name)?, activations, Some(arena));
         report(self.bytes);
         Ok(weight)
+    }
+
+    /// The parameter from the bytes it is stored as, in the arena where there is one.
+    pub(crate) fn unpack(
+        &self,
+        stored: &[u8],
+        activations: Activations,
+        arena: Option<&Arc<Arena>>,
+    ) -> Weight {
+        let floats = || hearth_weights::source::decode(self.format, stored);
+        let [rows, columns] = self.spec.shape[..] else { return Weight::Vector(floats()) };
+        let packed = match is_native(self.format) {
+            true => PackedMatrix::from_format_in(arena, rows, columns, self.format.name(), stored),
+            false => None,
+        };
+        let wide = || PackedMatrix::from_f32_in(arena, rows, columns, &floats());
+        let matrix = packed.or_else(wide).expect("the arena holds every matrix");
+        Weight::Matrix(Arc::new(matrix.with_activations(activations)))
     }
 }
 
 /// What the KV cache of such weights stores: halves where the arithmetic rounds activations anyway.
-fn kv_type(parts: &[Part], activations: Activations) -> KvType {
+pub(crate) fn kv_type(parts: &[Part], activations: Activations) -> KvType {
     let rounds = activations == Activations::Int8 && parts.iter().any(|p| p.format.block_len() > 1);
     if rounds { KvType::F16 } else { KvType::F32 }
 }
@@ -199,12 +231,16 @@ pub struct LoadedModel(Arc<Parts>);
 pub(crate) struct Parts {
     pub(crate) config: ModelConfig,
     pub(crate) embedding: Embedding,
-    pub(crate) blocks: Vec<Box<dyn Block>>,
+    /// `None` where a block is streamed.
+    blocks: Vec<Option<Box<dyn Block>>>,
     pub(crate) head: Head,
     pub(crate) rope: Rope,
+    kv_type: KvType,
     ledger: Ledger,
     /// Held for the bytes it stands for.
     weights: Option<ResidentWeights>,
+    stream: Option<Stream>,
+    placement: Option<Placement>,
 }
 
 impl LoadedModel {
@@ -219,9 +255,41 @@ impl LoadedModel {
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<Self, Error> {
         let arch = architecture(&files.config)?;
-        let mut weights = ResidentWeights::load(arch.as_ref(), files, activations, ledger, progress)?;
-        let mut parts = Parts::build(arch.as_ref(), &mut weights, ledger)?;
+        let parts = Part::all(arch.as_ref(), files)?;
+        let kv_type = kv_type(&parts, activations);
+        let total = parts.iter().map(|p| p.bytes).sum();
+        match footprint::check_weights(arch.config(), kv_type, total, ledger) {
+            Err(Error::TooSmall(_)) if may_stream(ledger) => {
+                let prepared = Prepared::new(parts, kv_type, files, ledger)?;
+                return Self::load_streamed(arch, prepared, files, activations, ledger, progress);
+            }
+            fits => fits?,
+        }
+        let mut weights = ResidentWeights::read(parts, files, activations, ledger, progress)?;
+        let mut parts = Parts::build(arch.as_ref(), &|_| true, &mut weights, ledger)?;
         parts.weights = Some(weights);
+        parts.kv_type = kv_type;
+        Ok(Self(Arc::new(parts)))
+    }
+
+    fn load_streamed(
+        arch: Box<dyn Architecture>,
+        prepared: Prepared,
+        files: &ModelFiles,
+        activations: Activations,
+        ledger: &Ledger,
+        progress: &(dyn Fn(LoadProgress) + Sync),
+    ) -> Result<Self, Error> {
+        let Prepared { plan, kv_type, resident, streamed, file } = prepared;
+        let (placement, ahead) = (plan.placement, plan.look_ahead);
+        let mut weights = ResidentWeights::read(resident, files, activations, ledger, progress)?;
+        let is_resident = |i: usize| placement.tiers[i] == Tier::Device;
+        let mut parts = Parts::build(arch.as_ref(), &is_resident, &mut weights, ledger)?;
+        parts.weights = Some(weights);
+        parts.kv_type = kv_type;
+        let stream = Stream::start(arch, file, streamed, activations, placement.slot_bytes, ahead, ledger)?;
+        parts.stream = Some(stream);
+        parts.placement = Some(placement);
         Ok(Self(Arc::new(parts)))
     }
 
@@ -234,7 +302,7 @@ impl LoadedModel {
         source: &mut dyn WeightSource,
         ledger: &Ledger,
     ) -> Result<Self, Error> {
-        Ok(Self(Arc::new(Parts::build(arch, source, ledger)?)))
+        Ok(Self(Arc::new(Parts::build(arch, &|_| true, source, ledger)?)))
     }
 
     /// Shape and constants.
@@ -249,7 +317,21 @@ impl LoadedModel {
 
     /// What its KV cache stores.
     pub fn kv_type(&self) -> KvType {
-        self.0.weights.as_ref().map_or(KvType::F32, |w| w.kv_type)
+        self.0.kv_type
+    }
+
+    /// Where its blocks lie, if not all of them are on the device.
+    pub fn placement(&self) -> Option<&Placement> {
+        self.0.placement.as_ref()
+    }
+
+    /// What was streamed so far; nothing when all weights are on the device.
+    pub fn streamed(&self) -> Streamed {
+        self.0.stream.as_ref().map_or(Streamed::default(), |s| s.counters().read())
+    }
+
+    pub(crate) fn stream_counters(&self) -> Option<Arc<Counters>> {
+        self.0.stream.as_ref().map(|s| s.counters().clone())
     }
 
     /// The ledger the model is charged to.
@@ -263,15 +345,47 @@ impl LoadedModel {
 }
 
 impl Parts {
-    fn build(arch: &dyn Architecture, source: &mut dyn WeightSource, ledger: &Ledger) -> Result<Self, Error> {
+    fn build(
+        arch: &dyn Architecture,
+        is_resident: &dyn Fn(usize) -> bool,
+        source: &mut dyn WeightSource,
+        ledger: &Ledger,
+    ) -> Result<Self, Error> {
+        let mut block = |i| if is_resident(i) { arch.block(i, source).map(Some) } else { Ok(None) };
+        let blocks = (0..arch.num_blocks()).map(&mut block).collect::<Result<_, _>>()?;
         Ok(Self {
             config: arch.config().clone(),
             embedding: arch.embedding(source)?,
-            blocks: (0..arch.num_blocks()).map(|i| arch.block(i, source)).collect::<Result<_, _>>()?,
+            blocks,
             head: arch.head(source)?,
             rope: Rope::new(arch.config()),
+            kv_type: KvType::default(),
             ledger: ledger.clone(),
             weights: None,
+            stream: None,
+            placement: None,
         })
+    }
+
+    /// The block loop: hands every block over in order, streamed ones as they come.
+    ///
+    /// # Panics
+    /// When a streamed block could not be read: whoever runs steps answers for the requests in them.
+    pub(crate) fn each_block(&self, mut each: impl FnMut(&dyn Block)) {
+        let mut pass = self.stream.as_ref().map(Stream::pass);
+        for (i, block) in self.blocks.iter().enumerate() {
+            match (block, &mut pass) {
+                (Some(block), _) => each(block.as_ref()),
+                (None, Some(pass)) => match pass.next(i) {
+                    Ok(block) => each(block.as_ref()),
+                    Err(error) => {
+                        // Not a bug of ours, so not through the panic hook.
+                        let why = format!("transformer block {i} could not be streamed: {error}");
+                        std::panic::resume_unwind(Box::new(why))
+                    }
+                },
+                (None, None) => unreachable!("a block that is not resident is streamed"),
+            }
+        }
     }
 }

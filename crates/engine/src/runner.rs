@@ -79,11 +79,10 @@ impl Runner {
             sequences: sequence_rows(step),
             rotary: Arc::new(parts.rope.table(&rows)),
         };
-        let mut x = parts.embedding.forward(&ids);
-        for block in &parts.blocks {
-            x = block.forward(x, &mut context);
-        }
-        x
+        let x = parts.embedding.forward(&ids);
+        let mut x = Some(x);
+        parts.each_block(|block| x = x.take().map(|x| block.forward(x, &mut context)));
+        x.expect("every block gives back what it takes")
     }
 }
 

@@ -66,4 +66,4 @@ pub use merge::Merged;
 pub use open::open;
 pub use quant::{Format, FormatRef};
 pub use safetensors::SafetensorsWriter;
-pub use source::{GgufVocabulary, ModelFiles, TensorMeta, TensorSource, TokenizerFiles};
+pub use source::{FileRange, GgufVocabulary, ModelFiles, TensorMeta, TensorSource, TokenizerFiles};

@@ -5,6 +5,7 @@ use crate::config::ModelConfig;
 use crate::quant::{self, FormatRef};
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,6 +32,15 @@ impl TensorMeta {
     }
 }
 
+/// Where a tensor's bytes lie in a file, in its own storage format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileRange {
+    /// The file.
+    pub path: PathBuf,
+    /// From the first byte to after the last.
+    pub range: Range<u64>,
+}
+
 /// A set of named tensors that can be read lazily. Implementations are cheap to hold: memory-mapped files.
 pub trait TensorSource: Send + Sync {
     /// Every tensor, sorted by name.
@@ -45,6 +55,12 @@ pub trait TensorSource: Send + Sync {
     /// Says that the tensor's bytes will not be wanted again soon, so that walking through a model does not leave
     /// all of it resident. Reading it again still works.
     fn release(&self, _name: &str) {}
+
+    /// Where exactly the bytes lie that [`TensorSource::bytes`] gives, for those who read them past the page cache.
+    /// `None` when they are put together on the way, or lie in no file.
+    fn place(&self, _name: &str) -> Option<FileRange> {
+        None
+    }
 
     /// File or directory the tensors come from, for messages.
     fn origin(&self) -> &Path {
@@ -80,6 +96,9 @@ macro_rules! forward {
             }
             fn release(&self, name: &str) {
                 (**self).release(name);
+            }
+            fn place(&self, name: &str) -> Option<FileRange> {
+                (**self).place(name)
             }
             fn origin(&self) -> &Path {
                 (**self).origin()

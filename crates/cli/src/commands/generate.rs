@@ -2,8 +2,8 @@
 
 use crate::exit::usage;
 use crate::machine;
-use crate::running::{ModelArgs, Running, check_tokens, parse_tokens};
-use crate::ui::{Report, Ui};
+use crate::running::{ModelArgs, Running, Streaming, check_tokens, parse_tokens};
+use crate::ui::{Report, Ui, bytes};
 use hearth_data::StreamDecoder;
 use hearth_engine::api::Sampling;
 use serde::Serialize;
@@ -84,6 +84,9 @@ pub struct GenerateReport {
     pub decode_tok_s: f64,
     /// Largest resident memory of the process.
     pub peak_rss_bytes: u64,
+    /// What was streamed; nothing if all weights are on the device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streaming: Option<Streaming>,
     #[serde(skip)]
     streamed: bool,
 }
@@ -115,6 +118,7 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<GenerateReport> {
         prefill_tok_s: answer.prefill_tok_s,
         decode_tok_s: answer.decode_tok_s,
         peak_rss_bytes: machine::peak_rss_bytes(),
+        streaming: Streaming::of(&running.engine),
     })
 }
 
@@ -162,11 +166,15 @@ impl Report for GenerateReport {
     }
 
     fn aside(&self) -> Option<String> {
-        Some(format!(
+        let speed = format!(
             "{} tokens, prefill {:.1} tok/s, decode {:.1} tok/s",
             self.tokens.len(),
             self.prefill_tok_s,
             self.decode_tok_s
-        ))
+        );
+        Some(match &self.streaming {
+            None => speed,
+            Some(s) => format!("{speed}; streamed {} a pass at {:.2} GB/s", bytes(s.bytes_per_pass), s.gb_s),
+        })
     }
 }

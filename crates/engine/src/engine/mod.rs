@@ -21,6 +21,7 @@ use crate::sampler;
 use crate::scheduler::{Arrival, Limits, RequestId, Scheduler};
 use crate::score::check_tokens;
 use crate::sequence::Sequence;
+use crate::streaming::Counters;
 use hearth_kernels::paged::KV_BLOCK;
 use hearth_weights::{ModelConfig, RopeScaling};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -105,8 +106,9 @@ impl Engine {
             ..EngineStats::default()
         };
         let scheduler = Scheduler::new(config.limits(grant.max_batch_tokens), grant.blocks, KV_BLOCK);
+        let streaming = model.stream_counters();
         let runner = Runner::new(model, grant.blocks, grant.working_bytes)?;
-        Self::start_with(runner, scheduler, facts, stats)
+        Self::start_with(runner, scheduler, facts, stats, streaming)
     }
 
     fn start_with(
@@ -114,13 +116,14 @@ impl Engine {
         scheduler: Scheduler,
         facts: Facts,
         stats: EngineStats,
+        streaming: Option<Arc<Counters>>,
     ) -> Result<EngineHandle, Error> {
         let state = State { scheduler, arrived: Vec::new(), next_id: 0, mode: Mode::Open, stats };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let worker = worker::Worker::new(shared.clone(), forward);
         let thread = std::thread::Builder::new().name("hearth-engine".into()).spawn(move || worker.run());
         let thread = Mutex::new(Some(thread.map_err(Error::Thread)?));
-        Ok(EngineHandle { owner: Arc::new(Owner { shared, facts, thread }) })
+        Ok(EngineHandle { owner: Arc::new(Owner { shared, facts, streaming, thread }) })
     }
 }
 
@@ -207,6 +210,7 @@ pub struct EngineHandle {
 struct Owner {
     shared: Arc<Shared>,
     facts: Facts,
+    streaming: Option<Arc<Counters>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -295,6 +299,7 @@ impl EngineHandle {
             running: state.scheduler.running(),
             waiting: state.scheduler.waiting(),
             kv_blocks_used: state.scheduler.blocks().used(),
+            streamed: self.owner.streaming.as_ref().map(|s| s.read()).unwrap_or_default(),
             preemptions: state.scheduler.preemptions(),
             kv_blocks_idle: state.scheduler.blocks().idle(),
             kv_blocks_total: state.scheduler.blocks().total(),

@@ -68,7 +68,7 @@ fn start(limits: Limits, model: Hashing) -> EngineHandle {
         rotates_by_length_from: None,
     };
     let scheduler = Scheduler::new(limits, blocks, BLOCK);
-    Engine::start_with(model, scheduler, facts, EngineStats::default()).expect("a thread")
+    Engine::start_with(model, scheduler, facts, EngineStats::default(), None).expect("a thread")
 }
 
 fn request(prompt: &[u32], max_tokens: usize) -> Request {

@@ -9,9 +9,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Tensors in memory.
-struct Held {
-    metas: Vec<TensorMeta>,
-    bytes: BTreeMap<String, Vec<u8>>,
+pub struct Held {
+    pub metas: Vec<TensorMeta>,
+    pub bytes: BTreeMap<String, Vec<u8>>,
 }
 
 impl TensorSource for Held {
@@ -25,7 +25,7 @@ impl TensorSource for Held {
 }
 
 /// The model with its matrices in `format`, or in what that format's bytes decode to.
-fn converted(files: &ModelFiles, format: FormatRef, decoded: bool) -> ModelFiles {
+pub fn converted(files: &ModelFiles, format: FormatRef, decoded: bool) -> ModelFiles {
     let mut held = Held { metas: Vec::new(), bytes: BTreeMap::new() };
     for meta in files.tensors.tensors() {
         let values = files.tensors.read_f32(&meta.name).expect("readable");

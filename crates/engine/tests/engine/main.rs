@@ -7,3 +7,4 @@ mod formats;
 mod generation;
 mod invariance;
 mod scoring;
+mod streaming;

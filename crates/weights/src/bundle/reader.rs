@@ -7,7 +7,7 @@ use crate::config::ModelConfig;
 use crate::hf_dir::VOCABULARY_FILE;
 use crate::mapped::{Mapped, read_json, read_text};
 use crate::safetensors::is_plain_name;
-use crate::source::{ModelFiles, TensorMeta, TensorSource, TokenizerFiles, missing, position};
+use crate::source::{FileRange, ModelFiles, TensorMeta, TensorSource, TokenizerFiles, missing, position};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
@@ -156,6 +156,11 @@ impl TensorSource for BundleSource {
         if let Some(at) = position(&self.metas, name) {
             self.weights.release(self.places[at].clone());
         }
+    }
+
+    fn place(&self, name: &str) -> Option<FileRange> {
+        let place = &self.places[position(&self.metas, name)?];
+        Some(FileRange { path: self.path.join(WEIGHTS), range: place.start as u64..place.end as u64 })
     }
 
     fn origin(&self) -> &Path {

@@ -1,0 +1,242 @@
+//! Where the weights of each transformer block lie: on the device, in host memory or on disk.
+//!
+//! # Policy (latency mode)
+//! Everything on the device if it fits: nothing is streamed then. Otherwise the device holds what is used in every
+//! pass outside the blocks, two slots that streamed blocks pass through, what serving takes, and as many blocks as
+//! are left room for; host memory holds, as they are stored, as many of the others as it can; the disk keeps the rest
+//! and feeds a ring in host memory. To fill the fastest tier first is optimal for one sequence. The blocks of a tier are
+//! spread evenly over the model, so that a transfer always has computation to hide behind.
+
+use crate::error::{Error, Shortfall};
+use hearth_memory::{Size, Tier};
+
+/// Streamed blocks on the device at once: one in use, one being made ready.
+pub const SLOTS: u64 = 2;
+
+/// Bytes of one transformer block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockBytes {
+    /// In panel layout, as the device computes with it.
+    pub packed: u64,
+    /// As stored in the file, with the gaps between its tensors.
+    pub stored: u64,
+}
+
+/// What is to be placed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// The transformer blocks in order.
+    pub blocks: Vec<BlockBytes>,
+    /// Device bytes of the weights outside the blocks.
+    pub fixed: u64,
+    /// Device bytes of values between layers, the least that works.
+    pub working: u64,
+    /// Device bytes of the smallest useful KV cache, and the tokens it holds.
+    pub least_kv: (u64, usize),
+    /// Device bytes that the KV cache should have before blocks do.
+    pub wished_kv: u64,
+    /// Buffers in host memory that reads from disk go through.
+    pub ring_buffers: u64,
+}
+
+/// Bytes that may still be taken in each tier, and those that are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Free on the device.
+    pub device: u64,
+    /// Taken on the device.
+    pub device_used: u64,
+    /// Free in host memory.
+    pub host: u64,
+    /// Taken in host memory.
+    pub host_used: u64,
+    /// Most bytes of weights that may stay on disk.
+    pub nvme: u64,
+}
+
+/// Where each block lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The tier of each block, in order.
+    pub tiers: Vec<Tier>,
+    /// Device bytes of the slots; 0 when nothing is streamed.
+    pub slot_bytes: u64,
+    /// Host bytes of the ring; 0 when nothing is read from disk.
+    pub ring_bytes: u64,
+}
+
+impl Placement {
+    /// Whether every block is on the device.
+    pub fn is_resident(&self) -> bool {
+        self.tiers.iter().all(|t| *t == Tier::Device)
+    }
+
+    /// Blocks in a tier.
+    pub fn count(&self, tier: Tier) -> usize {
+        self.tiers.iter().filter(|t| **t == tier).count()
+    }
+
+    /// Bytes of blocks in a tier, as they lie there.
+    pub fn bytes(&self, tier: Tier, blocks: &[BlockBytes]) -> u64 {
+        let bytes = |b: &BlockBytes| if tier == Tier::Device { b.packed } else { b.stored };
+        self.tiers.iter().zip(blocks).filter(|(t, _)| **t == tier).map(|(_, b)| bytes(b)).sum()
+    }
+}
+
+/// Places the blocks.
+///
+/// # Errors
+/// [`Error::TooSmall`] when the device does not even hold the slots, [`Error::Placement`] when host memory or disk are
+/// too small for the rest; each names the smallest budget that works.
+pub fn place(needs: &Needs, room: Room) -> Result<Placement, Error> {
+    let all: u64 = needs.blocks.iter().map(|b| b.packed).sum();
+    let serving = needs.working + needs.least_kv.0;
+    if needs.fixed + all + serving <= room.device {
+        return Ok(Placement { tiers: vec![Tier::Device; needs.blocks.len()], slot_bytes: 0, ring_bytes: 0 });
+    }
+    let slot_bytes = SLOTS * needs.blocks.iter().map(|b| b.packed).max().unwrap_or(0);
+    let least = needs.fixed + slot_bytes + serving;
+    let Some(left) = room.device.checked_sub(least) else {
+        let (kv, tokens) = needs.least_kv;
+        let weights = needs.fixed + slot_bytes;
+        let (working, used, free) = (needs.working, room.device_used, room.device);
+        return Err(Error::TooSmall(Box::new(Shortfall { weights, working, tokens, kv, used, free })));
+    };
+    // However much the cache would like, half of what is left goes to blocks.
+    let for_blocks = left - needs.wished_kv.saturating_sub(needs.least_kv.0).min(left / 2);
+    let packed: Vec<u64> = needs.blocks.iter().map(|b| b.packed).collect();
+    let on_device = spread(&packed, for_blocks);
+    let others: Vec<usize> = (0..packed.len()).filter(|i| !on_device[*i]).collect();
+    let stored: Vec<u64> = others.iter().map(|i| needs.blocks[*i].stored).collect();
+    let (on_host, ring_bytes) = in_host_memory(&stored, needs.ring_buffers, room)?;
+    let mut tiers = vec![Tier::Device; packed.len()];
+    for (i, on_host) in others.into_iter().zip(on_host) {
+        tiers[i] = if on_host { Tier::Host } else { Tier::Nvme };
+    }
+    let placement = Placement { tiers, slot_bytes, ring_bytes };
+    let on_disk = placement.bytes(Tier::Nvme, &needs.blocks);
+    if on_disk > room.nvme {
+        return Err(misfit(Tier::Nvme, "weights", on_disk, room.nvme, 0));
+    }
+    Ok(placement)
+}
+
+/// Which of the streamed blocks host memory holds, and the bytes of the ring if some are left to the disk.
+fn in_host_memory(stored: &[u64], buffers: u64, room: Room) -> Result<(Vec<bool>, u64), Error> {
+    let all: u64 = stored.iter().sum();
+    if all <= room.host {
+        return Ok((vec![true; stored.len()], 0));
+    }
+    let ring = buffers * stored.iter().max().copied().unwrap_or(0);
+    if room.nvme == 0 {
+        return Err(misfit(
+            Tier::Host,
+            "weights that the device does not hold",
+            all,
+            room.host,
+            room.host_used,
+        ));
+    }
+    match room.host.checked_sub(ring) {
+        Some(left) => Ok((spread(stored, left), ring)),
+        None => Err(misfit(
+            Tier::Host,
+            "the ring that reads from disk go through",
+            ring,
+            room.host,
+            room.host_used,
+        )),
+    }
+}
+
+fn misfit(tier: Tier, what: &'static str, needed: u64, free: u64, used: u64) -> Error {
+    const MIB: u64 = 1 << 20;
+    Error::Placement { tier, what, needed, free, smallest: Size((used + needed).next_multiple_of(MIB)) }
+}
+
+/// As many of these as fit, evenly spread.
+fn spread(bytes: &[u64], room: u64) -> Vec<bool> {
+    let n = bytes.len();
+    let pick = |count: usize| (0..n).map(move |i| i * count / n != (i + 1) * count / n);
+    let fits = |count: &usize| {
+        pick(*count).zip(bytes).filter(|(picked, _)| *picked).map(|(_, b)| b).sum::<u64>() <= room
+    };
+    let count = (0..=n).rev().find(fits).unwrap_or(0);
+    pick(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn needs(blocks: usize) -> Needs {
+        Needs {
+            blocks: vec![BlockBytes { packed: 100, stored: 90 }; blocks],
+            fixed: 50,
+            working: 20,
+            least_kv: (10, 128),
+            wished_kv: 30,
+            ring_buffers: 4,
+        }
+    }
+
+    fn room(device: u64, host: u64, nvme: u64) -> Room {
+        Room { device, device_used: 0, host, host_used: 0, nvme }
+    }
+
+    fn picture(p: &Placement) -> String {
+        p.tiers.iter().map(|t| t.name().chars().next().unwrap_or('?')).collect()
+    }
+
+    fn placed(device: u64, host: u64, nvme: u64) -> String {
+        picture(&place(&needs(8), room(device, host, nvme)).expect("it fits"))
+    }
+
+    #[test]
+    fn what_fits_the_device_is_not_streamed() {
+        assert_eq!(placed(880, 0, 0), "dddddddd");
+        assert!(place(&needs(8), room(880, 0, 0)).expect("it fits").is_resident());
+    }
+
+    #[test]
+    fn the_fastest_tier_is_filled_first_and_its_blocks_are_spread() {
+        // Slots, fixed, working and the wished KV cache take 300.
+        assert_eq!(placed(700, 900, 0), "hdhdhdhd");
+        assert_eq!(placed(700, 400, u64::MAX), "hdhdhdhd", "no ring is needed");
+        assert_eq!(placed(500, 540, u64::MAX), "hhhdhhhd", "six in host memory need no ring either");
+        assert_eq!(placed(300, 360, u64::MAX), "nnnnnnnn");
+        let some = place(&needs(8), room(300, 540, u64::MAX)).expect("it fits");
+        assert_eq!((picture(&some).as_str(), some.ring_bytes, some.slot_bytes), ("nnnhnnnh", 360, 200));
+    }
+
+    #[test]
+    fn a_budget_too_small_is_refused_with_the_smallest_that_works() {
+        let refused = |r| place(&needs(8), r).expect_err("too small").to_string();
+        let device = refused(room(279, 1000, 0));
+        assert!(
+            device.contains("needs 280 bytes") && device.contains("smallest budget that works"),
+            "{device}"
+        );
+        let ring = refused(room(300, 359, u64::MAX));
+        assert!(ring.contains("host tier") && ring.contains("360 bytes") && ring.contains("1MiB"), "{ring}");
+        let host = refused(room(300, 719, 0));
+        assert!(host.contains("host tier") && host.contains("720 bytes"), "{host}");
+        let disk = refused(room(300, 360, 719));
+        assert!(disk.contains("nvme tier") && disk.contains("720 bytes"), "{disk}");
+        assert!(place(&needs(8), room(280, 720, 0)).is_ok(), "the smallest named works");
+    }
+
+    #[test]
+    fn every_count_is_spread_as_evenly_as_can_be() {
+        for n in 1..20 {
+            for count in 0..=n {
+                let picked = spread(&vec![1; n], count as u64);
+                let places: Vec<usize> = (0..n).filter(|i| picked[*i]).collect();
+                assert_eq!(places.len(), count);
+                let gaps = places.windows(2).map(|w| w[1] - w[0]);
+                let (least, most) = gaps.fold((n, 0), |(l, m), g| (l.min(g), m.max(g)));
+                assert!(count < 2 || most - least <= 1, "{n} {count} {places:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What is resident and what is streamed, decided before anything is allocated.
+
+use super::{StreamedBlock, look_ahead};
+use crate::error::Error;
+use crate::footprint;
+use crate::loader::{Part, kv_type};
+use crate::placement::{BlockBytes, Placement, Room, place};
+use hearth_kernels::Activations;
+use hearth_kernels::paged::KvType;
+use hearth_memory::stream::Ahead;
+use hearth_memory::{Ledger, NvmeFile, Tier};
+use hearth_model::{Group, architecture};
+use hearth_weights::{ModelConfig, ModelFiles};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Where a model's weights will lie within the budgets of a ledger.
+#[derive(Clone, Debug)]
+pub struct WeightPlan {
+    /// The transformer blocks; bytes in the file only where some are streamed.
+    pub blocks: Vec<BlockBytes>,
+    /// Device bytes of the weights outside the blocks.
+    pub fixed: u64,
+    /// The tier of each block.
+    pub placement: Placement,
+    /// Blocks read from disk ahead of the one in use.
+    pub look_ahead: usize,
+}
+
+impl WeightPlan {
+    /// Plans what [`LoadedModel::load`](crate::LoadedModel::load) does. The disk's latency is measured if a block may
+    /// have to be read from it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn new(files: &ModelFiles, activations: Activations, ledger: &Ledger) -> Result<Self, Error> {
+        let arch = architecture(&files.config)?;
+        let parts = Part::all(arch.as_ref(), files)?;
+        let total = parts.iter().map(|p| p.bytes).sum();
+        let kv_type = kv_type(&parts, activations);
+        match footprint::check_weights(&files.config, kv_type, total, ledger) {
+            Ok(()) => Ok(Self::resident(parts, files.config.num_layers)),
+            Err(Error::TooSmall(_)) if may_stream(ledger) => {
+                Ok(Prepared::new(parts, kv_type, files, ledger)?.plan)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn resident(parts: Vec<Part>, blocks: usize) -> Self {
+        let (fixed, blocks) = split(parts, blocks);
+        let packed = |parts: &Vec<Part>| BlockBytes { packed: bytes(parts), stored: 0 };
+        let blocks: Vec<BlockBytes> = blocks.iter().map(packed).collect();
+        let placement = Placement { tiers: vec![Tier::Device; blocks.len()], slot_bytes: 0, ring_bytes: 0 };
+        Self { blocks, fixed: bytes(&fixed), placement, look_ahead: 0 }
+    }
+}
+
+/// Stored bytes per second that become layers: the link between host memory and the device, where both are main memory.
+///
+/// # Errors
+/// When the model cannot be read.
+pub fn link_bytes_per_second(files: &ModelFiles) -> Result<f64, Error> {
+    let arch = architecture(&files.config)?;
+    let parts: Vec<Part> = Part::all(arch.as_ref(), files)?;
+    let block: Vec<Part> = parts.into_iter().filter(|p| p.spec.group == Group::Block(0)).collect();
+    let mut best = 0f64;
+    for _ in 0..3 {
+        let (mut stored, mut time) = (0, Duration::ZERO);
+        for part in &block {
+            let bytes = files.tensors.bytes(&part.spec.name)?;
+            let begun = Instant::now();
+            drop(part.unpack(&bytes, Activations::F32, None));
+            time += begun.elapsed();
+            stored += bytes.len();
+        }
+        best = best.max(stored as f64 / time.as_secs_f64().max(1e-9));
+    }
+    Ok(best)
+}
+
+/// Whether the user said where weights may lie that the device does not hold.
+pub(crate) fn may_stream(ledger: &Ledger) -> bool {
+    [Tier::Host, Tier::Nvme].into_iter().any(|tier| ledger.budget().limit(tier).is_some())
+}
+
+fn bytes(parts: &[Part]) -> u64 {
+    parts.iter().map(|p| p.bytes).sum()
+}
+
+/// Parameters outside the blocks, and those of each block.
+fn split(parts: Vec<Part>, blocks: usize) -> (Vec<Part>, Vec<Vec<Part>>) {
+    let mut outside = Vec::new();
+    let mut inside: Vec<Vec<Part>> = (0..blocks).map(|_| Vec::new()).collect();
+    for part in parts {
+        match part.spec.group {
+            Group::Block(i) => inside[i].push(part),
+            Group::Embedding | Group::Head => outside.push(part),
+        }
+    }
+    (outside, inside)
+}
+
+/// A plan with what it takes to carry it out.
+pub(crate) struct Prepared {
+    pub plan: WeightPlan,
+    pub kv_type: KvType,
+    /// Everything that stays on the device.
+    pub resident: Vec<Part>,
+    pub streamed: Vec<StreamedBlock>,
+    pub file: NvmeFile,
+}
+
+impl Prepared {
+    pub fn new(
+        parts: Vec<Part>,
+        kv_type: KvType,
+        files: &ModelFiles,
+        ledger: &Ledger,
+    ) -> Result<Self, Error> {
+        let (mut resident, inside) = split(parts, files.config.num_layers);
+        let fixed = bytes(&resident);
+        let mut path = None;
+        let blocks: Vec<StreamedBlock> = inside
+            .into_iter()
+            .enumerate()
+            .map(|(i, parts)| locate(i, parts, files, &mut path))
+            .collect::<Result<_, _>>()?;
+        let (Some(path), Some(first)) = (path, blocks.first()) else {
+            return Err(Error::Config("a model without transformer blocks cannot be streamed".into()));
+        };
+        let file = NvmeFile::open(&path)?;
+        let look_ahead = look_ahead(&file, &first.range)?;
+        let sizes: Vec<BlockBytes> = blocks.iter().map(size).collect();
+        let placement = decide(&files.config, kv_type, sizes.clone(), fixed, look_ahead, ledger)?;
+        let mut streamed = Vec::new();
+        for (mut block, tier) in blocks.into_iter().zip(&placement.tiers) {
+            block.tier = *tier;
+            match tier {
+                Tier::Device => resident.extend(block.parts.into_iter().map(|(part, _)| part)),
+                _ => streamed.push(block),
+            }
+        }
+        let plan = WeightPlan { blocks: sizes, fixed, placement, look_ahead };
+        Ok(Self { plan, kv_type, resident, streamed, file })
+    }
+}
+
+fn size(block: &StreamedBlock) -> BlockBytes {
+    BlockBytes { packed: block.parts.iter().map(|(p, _)| p.bytes).sum(), stored: block.stored_bytes() }
+}
+
+/// A block's place in the file that `path` names from the first tensor on.
+fn locate(
+    index: usize,
+    parts: Vec<Part>,
+    files: &ModelFiles,
+    path: &mut Option<PathBuf>,
+) -> Result<StreamedBlock, Error> {
+    let (mut start, mut end) = (u64::MAX, 0);
+    let mut located: Vec<(Part, Range<u64>)> = Vec::with_capacity(parts.len());
+    let mut stored = 0;
+    for part in parts {
+        let place = files.tensors.place(&part.spec.name).ok_or_else(|| unstreamable(files))?;
+        if *path.get_or_insert_with(|| place.path.clone()) != place.path {
+            return Err(unstreamable(files));
+        }
+        (start, end) = (start.min(place.range.start), end.max(place.range.end));
+        stored += place.range.end - place.range.start;
+        located.push((part, place.range));
+    }
+    // Tensors start on pages, so gaps are smaller than a page each; larger ones belong to something else.
+    let range = start.min(end)..end;
+    let gaps = (range.end - range.start).saturating_sub(stored);
+    if gaps > located.len() as u64 * hearth_weights::bundle::ALIGNMENT {
+        return Err(unstreamable(files));
+    }
+    Ok(StreamedBlock { index, tier: Tier::Nvme, range, parts: located })
+}
+
+fn unstreamable(files: &ModelFiles) -> Error {
+    let path = files.path.display();
+    Error::Config(format!(
+        "the device does not hold all weights, and {path} cannot be streamed: that takes a bundle with each block's \
+         tensors side by side; make one with `hearth convert {path} -o DIR --to bundle`"
+    ))
+}
+
+fn decide(
+    config: &ModelConfig,
+    kv_type: KvType,
+    blocks: Vec<BlockBytes>,
+    fixed: u64,
+    look_ahead: usize,
+    ledger: &Ledger,
+) -> Result<Placement, Error> {
+    let ring_buffers = Ahead { look_ahead, leases: 1 }.buffers() as u64;
+    let needs = footprint::streaming_needs(config, kv_type, blocks, fixed, ring_buffers);
+    let room = Room {
+        device: ledger.free(Tier::Device),
+        device_used: ledger.used(Tier::Device),
+        host: ledger.free(Tier::Host),
+        host_used: ledger.used(Tier::Host),
+        nvme: ledger.free(Tier::Nvme),
+    };
+    place(&needs, room)
+}
