@@ -94,7 +94,10 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Quickstart(args) => show(&quickstart::run(args, &ui)?, &ui),
         Command::Train(args) => show(&train::run(args, &ui)?, &ui),
-        Command::Plan(args) => show(&plan::run(args, &ui)?, &ui),
+        Command::Plan(args) => match &args.serve {
+            Some(model) => show(&plan::serving::run(model, args, &ui)?, &ui),
+            None => show(&plan::run(args, &ui)?, &ui),
+        },
         Command::Verify(args) => show(&verify::run(args, &ui)?, &ui),
         Command::Data(DataCommand::Inspect(args)) => show(&inspect::run(args, &ui)?, &ui),
         Command::Data(DataCommand::Fetch(args)) => show(&fetch_data::run(args, &ui)?, &ui),

@@ -4,11 +4,13 @@
 //! - `forecast`: one configuration: its ledger and its step.
 //! - `speeds`: what this machine does in a second.
 //! - `table`, `picture`: the plan for people, as text and as SVG.
+//! - [`serving`]: serving a model instead of training one.
 //! - `search`: the fastest configurations that fit.
 
 mod forecast;
 mod picture;
 mod search;
+pub mod serving;
 mod speeds;
 mod table;
 
@@ -17,6 +19,7 @@ pub use search::{Found, Rejected, Search};
 pub use speeds::Measured;
 
 use crate::commands::train;
+use crate::exit::usage;
 use crate::ranks::Start;
 use crate::tiers::Tiers;
 use crate::training::Job;
@@ -32,7 +35,11 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct PlanArgs {
     /// Recipe file
-    pub recipe: PathBuf,
+    #[arg(required_unless_present = "serve")]
+    pub recipe: Option<PathBuf>,
+    /// Plan serving this model instead of a recipe's run
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["recipe", "set", "svg", "search"])]
+    pub serve: Option<PathBuf>,
     /// Override a recipe key, for example parallel.zero=3
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -89,7 +96,8 @@ pub struct PlanReport {
 /// A wrong recipe, a model or data that cannot be read, a disk that cannot be measured, a picture that cannot be written.
 pub fn run(args: &PlanArgs, ui: &Ui) -> anyhow::Result<Option<PlanReport>> {
     let mut start = Start::join(ui)?;
-    let load = || train::recipe(&args.recipe, &args.set, args.memory.as_deref());
+    let recipe = args.recipe.as_deref().ok_or_else(|| usage("there is no recipe to plan"))?;
+    let load = || train::recipe(recipe, &args.set, args.memory.as_deref());
     let (recipe, job) = train::job(&mut start, load, Job::open, ui)?;
     let world_size = start.world_size(recipe.parallel.data)?;
     if !start.speaks() {

@@ -1,6 +1,6 @@
 //! What is planned is what then happens.
 
-use crate::support::{hearth, json, stderr, tiny_recipe};
+use crate::support::{hearth, json, stderr, tiny_model, tiny_recipe};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Output;
@@ -96,4 +96,31 @@ fn the_picture_is_well_formed_and_shows_every_tier_that_holds_something() {
     let tags = svg.matches('<').count();
     assert_eq!(tags, svg.matches('>').count());
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>") && !svg.contains("NaN"));
+}
+
+#[test]
+fn serving_is_planned_with_its_tiers_and_the_resource_that_binds() {
+    let folder = tempfile::tempdir().expect("folder");
+    let model = tiny_model();
+    let run = |memory: &str| {
+        let arguments = ["plan", "--serve", &model, "--memory", memory, "--json"];
+        hearth(&arguments)
+            .env("XDG_CACHE_HOME", folder.path().join("cache"))
+            .output()
+            .expect("the binary starts")
+    };
+    let plan = report(&run("device=16MiB,host=1MiB"));
+    assert_eq!((&plan["streams"], &plan["blocks"]["device"]), (&Value::from(false), &Value::from(2)));
+    assert_eq!(plan["batches"].as_array().expect("a list").len(), 3);
+    assert!(plan["tok_s"].as_f64().expect("a rate") > 0.0 && plan["bound_by"].is_string());
+    let device = &plan["tiers"]["device"];
+    let kinds = device["by_kind"].as_object().expect("kinds").values();
+    assert_eq!(kinds.map(|n| n.as_u64().expect("bytes")).sum::<u64>(), device["peak_bytes"]);
+    assert!(device["peak_bytes"].as_u64().expect("bytes") <= 16 << 20);
+    let refused = run("device=1KiB");
+    assert!(
+        !refused.status.success() && stderr(&refused).contains("smallest budget that works"),
+        "{}",
+        stderr(&refused)
+    );
 }

@@ -1,0 +1,218 @@
+//! `hearth plan --serve`: where a served model's weights will lie, and how fast it can be.
+//!
+//! A step of a batch `b` takes at least the longest of: reading the streamed weights from disk, bringing them to the
+//! device, reading all weights and the keys and values of the batch there, and the arithmetic, `2·P·b` operations. That is
+//! so with full overlap; where one processor does the last three, the truth lies between the longest and the sum.
+
+use super::{Measured, PlanArgs};
+use crate::exit::usage;
+use crate::open::Model;
+use crate::tiers::Tiers;
+use crate::ui::{Report, Ui, bytes};
+use crate::{machine, probe};
+use anyhow::Context;
+use hearth_engine::footprint::{self, Wishes};
+use hearth_engine::{EngineConfig, WeightPlan};
+use hearth_memory::{Budget, Charge, Kind, Ledger, Tier};
+use hearth_model::{architecture, params};
+use hearth_weights::ModelFiles;
+use serde::Serialize;
+use std::path::Path;
+
+/// Batches that are forecast.
+const BATCHES: [u64; 3] = [1, 8, 32];
+/// Tokens of each sequence that are in the cache.
+const CONTEXT: u64 = 512;
+
+/// What serving will be.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServeReport {
+    /// What lies in each tier.
+    pub tiers: Tiers,
+    /// Whether weights pass through the device.
+    pub streams: bool,
+    /// Transformer blocks in each tier.
+    pub blocks: BlockCounts,
+    /// Bytes of weights read from host memory and from disk in every step.
+    pub streamed_bytes: u64,
+    /// Of these, from disk.
+    pub nvme_bytes: u64,
+    /// Blocks read ahead from disk.
+    pub look_ahead: usize,
+    /// Tokens that the KV cache holds.
+    pub kv_tokens: usize,
+    /// Tokens per second of one sequence.
+    pub tok_s: f64,
+    /// What one sequence's step waits for.
+    pub bound_by: &'static str,
+    /// Batch by batch, each sequence with 512 tokens behind it.
+    pub batches: Vec<Forecast>,
+    /// What was reckoned with, in bytes or operations per second.
+    pub speeds: Speeds,
+}
+
+/// Transformer blocks by tier.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct BlockCounts {
+    /// Resident.
+    pub device: usize,
+    /// Streamed from host memory.
+    pub host: usize,
+    /// Streamed from disk.
+    pub nvme: usize,
+}
+
+/// One batch.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Forecast {
+    /// Sequences.
+    pub batch: u64,
+    /// Seconds per step.
+    pub step_s: f64,
+    /// Tokens per second of all of them.
+    pub tok_s: f64,
+    /// The resource that takes longest.
+    pub bound_by: &'static str,
+}
+
+/// This machine's.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Speeds {
+    /// Reading the disk; nothing where it is not read.
+    pub nvme: Option<f64>,
+    /// Bringing stored weights to the device; nothing where none are brought.
+    pub link: Option<f64>,
+    /// Reading the device's memory.
+    pub memory: f64,
+    /// Floating-point operations.
+    pub flops: f64,
+}
+
+/// Plans; loads no weights.
+///
+/// # Errors
+/// A model that cannot be read, a budget that is too small.
+pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport> {
+    let budget: Budget = match &args.memory {
+        None => Budget::UNLIMITED,
+        Some(text) => text.parse().map_err(|e: hearth_memory::Error| usage(format!("--memory: {e}")))?,
+    };
+    let model = Model::open_adapted(path, None, ui)?;
+    let ledger = Ledger::new(budget);
+    let plan = WeightPlan::new(&model.files, &ledger)?;
+    let charges = charge(&plan, &ledger)?;
+    let serving = EngineConfig::default();
+    let wishes = Wishes {
+        max_seqs: serving.max_seqs,
+        max_batch_tokens: serving.max_batch_tokens,
+        context_limit: None,
+        kv_bytes: None,
+    };
+    let config = &model.files.config;
+    let grant = footprint::grant(config, wishes, &ledger)?;
+    let kv = grant.blocks as u64 * footprint::kv_block_bytes(config);
+    let _serving = [
+        ledger.charge(Tier::Device, Kind::KvCache, kv)?,
+        ledger.charge(Tier::Device, Kind::Activations, grant.working_bytes)?,
+    ];
+    let speeds = speeds(&plan, &model.files, args.measure, ui)?;
+    let batches: Vec<Forecast> =
+        BATCHES.iter().map(|b| forecast(*b, &plan, &model.files, speeds)).collect::<Result<_, _>>()?;
+    let count = |tier| plan.placement.count(tier);
+    let report = ServeReport {
+        tiers: Tiers::of(&ledger, 1),
+        streams: !plan.placement.is_resident(),
+        blocks: BlockCounts { device: count(Tier::Device), host: count(Tier::Host), nvme: count(Tier::Nvme) },
+        streamed_bytes: streamed(&plan),
+        nvme_bytes: plan.placement.bytes(Tier::Nvme, &plan.blocks),
+        look_ahead: plan.look_ahead,
+        kv_tokens: grant.blocks * hearth_kernels::paged::KV_BLOCK,
+        tok_s: batches[0].tok_s,
+        bound_by: batches[0].bound_by,
+        batches,
+        speeds,
+    };
+    drop(charges);
+    Ok(report)
+}
+
+/// What loading will charge.
+fn charge(plan: &WeightPlan, ledger: &Ledger) -> anyhow::Result<Vec<Charge>> {
+    let p = &plan.placement;
+    let blocks = |tier| p.bytes(tier, &plan.blocks);
+    [
+        (Tier::Device, Kind::Weights, plan.fixed + blocks(Tier::Device)),
+        (Tier::Device, Kind::Staging, p.slot_bytes),
+        (Tier::Host, Kind::Weights, blocks(Tier::Host)),
+        (Tier::Host, Kind::Staging, p.ring_bytes),
+        (Tier::Nvme, Kind::Weights, blocks(Tier::Nvme)),
+    ]
+    .into_iter()
+    .map(|(tier, kind, bytes)| Ok(ledger.charge(tier, kind, bytes)?))
+    .collect()
+}
+
+fn streamed(plan: &WeightPlan) -> u64 {
+    [Tier::Host, Tier::Nvme].into_iter().map(|tier| plan.placement.bytes(tier, &plan.blocks)).sum()
+}
+
+fn speeds(plan: &WeightPlan, files: &ModelFiles, again: bool, ui: &Ui) -> anyhow::Result<Speeds> {
+    let peaks = probe::peaks();
+    let reads_disk = plan.placement.count(Tier::Nvme) > 0;
+    let disk = match reads_disk {
+        true => Measured::of(Some(&files.path), 1, again, ui)?.disk.map(|d| d.read),
+        false => None,
+    };
+    let link = match plan.placement.is_resident() {
+        true => None,
+        false => Some(hearth_engine::streaming::link_bytes_per_second(files).context("measuring the link")?),
+    };
+    Ok(Speeds { nvme: disk, link, memory: peaks.read_gb_s * 1e9, flops: peaks.flops })
+}
+
+fn forecast(batch: u64, plan: &WeightPlan, files: &ModelFiles, speeds: Speeds) -> anyhow::Result<Forecast> {
+    let config = &files.config;
+    let weights = plan.fixed + plan.blocks.iter().map(|b| b.packed).sum::<u64>();
+    let arch = architecture(config)?;
+    // Of the embedding a step reads its tokens' rows only.
+    let touched: u64 = params(arch.as_ref()).iter().filter(|p| p.linear).map(|p| p.len() as u64).sum();
+    let kv = batch * CONTEXT * footprint::kv_block_bytes(config) / hearth_kernels::paged::KV_BLOCK as u64;
+    let over = |bytes: u64, speed: Option<f64>| speed.map_or(0.0, |s| bytes as f64 / s);
+    let times = [
+        ("nvme", over(plan.placement.bytes(Tier::Nvme, &plan.blocks), speeds.nvme)),
+        ("link", over(streamed(plan), speeds.link)),
+        ("memory", over(weights + kv, Some(speeds.memory))),
+        ("arithmetic", over(2 * touched * batch, Some(speeds.flops))),
+    ];
+    let longest = times.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("four of them");
+    let (bound_by, step_s) = longest;
+    Ok(Forecast { batch, step_s, tok_s: batch as f64 / step_s.max(1e-12), bound_by })
+}
+
+impl Report for ServeReport {
+    fn text(&self) -> String {
+        let BlockCounts { device, host, nvme } = self.blocks;
+        let mut lines = vec![match self.streams {
+            false => "all weights fit the device: nothing is streamed".to_owned(),
+            true => format!(
+                "blocks: {device} on the device, {host} in host memory, {nvme} on disk; {} read per step, {} of it from \
+                 disk, {} blocks ahead",
+                bytes(self.streamed_bytes),
+                bytes(self.nvme_bytes),
+                self.look_ahead
+            ),
+        }];
+        for tier in Tier::ALL {
+            let used = self.tiers.tier(tier);
+            let parts: Vec<String> =
+                used.by_kind.iter().map(|(kind, size)| format!("{kind} {}", bytes(*size))).collect();
+            lines.push(format!("{:8}{:>12}  {}", tier.name(), bytes(used.peak_bytes), parts.join(", ")));
+        }
+        lines.push(format!("KV cache for {} tokens", self.kv_tokens));
+        for f in &self.batches {
+            lines.push(format!("batch {:2}: {:10.2} tok/s, bound by {}", f.batch, f.tok_s, f.bound_by));
+        }
+        lines.push(format!("reckoned for {} threads with full overlap", machine::threads()));
+        lines.join("\n")
+    }
+}
