@@ -4,7 +4,7 @@
 use crate::error::Error;
 use crate::footprint;
 use crate::placement::Placement;
-use crate::streaming::{Counters, Prepared, Stream, Streamed, may_stream};
+use crate::streaming::{Counters, Prepared, Stream, Streamed, WeightPlan, may_stream};
 use burn::tensor::{Device, Tensor};
 use hearth_kernels::cpu::pages::Arena;
 use hearth_kernels::paged::KvType;
@@ -280,8 +280,8 @@ impl LoadedModel {
         ledger: &Ledger,
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<Self, Error> {
-        let Prepared { plan, kv_type, resident, streamed, file } = prepared;
-        let (placement, ahead) = (plan.placement, plan.look_ahead);
+        let Prepared { plan, resident, streamed, file } = prepared;
+        let WeightPlan { placement, kv_type, look_ahead: ahead, .. } = plan;
         let mut weights = ResidentWeights::read(resident, files, activations, ledger, progress)?;
         let is_resident = |i: usize| placement.tiers[i] == Tier::Device;
         let mut parts = Parts::build(arch.as_ref(), &is_resident, &mut weights, ledger)?;

@@ -24,6 +24,8 @@ pub struct WeightPlan {
     pub fixed: u64,
     /// The tier of each block.
     pub placement: Placement,
+    /// What the KV cache stores.
+    pub kv_type: KvType,
     /// Blocks read from disk ahead of the one in use.
     pub look_ahead: usize,
 }
@@ -40,7 +42,7 @@ impl WeightPlan {
         let total = parts.iter().map(|p| p.bytes).sum();
         let kv_type = kv_type(&parts, activations);
         match footprint::check_weights(&files.config, kv_type, total, ledger) {
-            Ok(()) => Ok(Self::resident(parts, files.config.num_layers)),
+            Ok(()) => Ok(Self::resident(parts, kv_type, files.config.num_layers)),
             Err(Error::TooSmall(_)) if may_stream(ledger) => {
                 Ok(Prepared::new(parts, kv_type, files, ledger)?.plan)
             }
@@ -48,12 +50,12 @@ impl WeightPlan {
         }
     }
 
-    fn resident(parts: Vec<Part>, blocks: usize) -> Self {
+    fn resident(parts: Vec<Part>, kv_type: KvType, blocks: usize) -> Self {
         let (fixed, blocks) = split(parts, blocks);
         let packed = |parts: &Vec<Part>| BlockBytes { packed: bytes(parts), stored: 0 };
         let blocks: Vec<BlockBytes> = blocks.iter().map(packed).collect();
         let placement = Placement { tiers: vec![Tier::Device; blocks.len()], slot_bytes: 0, ring_bytes: 0 };
-        Self { blocks, fixed: bytes(&fixed), placement, look_ahead: 0 }
+        Self { blocks, fixed: bytes(&fixed), placement, kv_type, look_ahead: 0 }
     }
 }
 
@@ -105,7 +107,6 @@ fn split(parts: Vec<Part>, blocks: usize) -> (Vec<Part>, Vec<Vec<Part>>) {
 /// A plan with what it takes to carry it out.
 pub(crate) struct Prepared {
     pub plan: WeightPlan,
-    pub kv_type: KvType,
     /// Everything that stays on the device.
     pub resident: Vec<Part>,
     pub streamed: Vec<StreamedBlock>,
@@ -142,8 +143,8 @@ impl Prepared {
                 _ => streamed.push(block),
             }
         }
-        let plan = WeightPlan { blocks: sizes, fixed, placement, look_ahead };
-        Ok(Self { plan, kv_type, resident, streamed, file })
+        let plan = WeightPlan { blocks: sizes, fixed, placement, kv_type, look_ahead };
+        Ok(Self { plan, resident, streamed, file })
     }
 }
 

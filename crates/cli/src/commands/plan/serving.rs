@@ -12,7 +12,7 @@ use crate::ui::{Report, Ui, bytes};
 use crate::{machine, probe};
 use anyhow::Context;
 use hearth_engine::footprint::{self, Wishes};
-use hearth_engine::{EngineConfig, WeightPlan};
+use hearth_engine::{Activations, EngineConfig, WeightPlan};
 use hearth_memory::{Budget, Charge, Kind, Ledger, Tier};
 use hearth_model::{architecture, params};
 use hearth_weights::ModelFiles;
@@ -99,7 +99,7 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
     };
     let model = Model::open_adapted(path, None, ui)?;
     let ledger = Ledger::new(budget);
-    let plan = WeightPlan::new(&model.files, &ledger)?;
+    let plan = WeightPlan::new(&model.files, Activations::Int8, &ledger)?;
     let charges = charge(&plan, &ledger)?;
     let serving = EngineConfig::default();
     let wishes = Wishes {
@@ -107,10 +107,11 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
         max_batch_tokens: serving.max_batch_tokens,
         context_limit: None,
         kv_bytes: None,
+        kv_type: plan.kv_type,
     };
     let config = &model.files.config;
     let grant = footprint::grant(config, wishes, &ledger)?;
-    let kv = grant.blocks as u64 * footprint::kv_block_bytes(config);
+    let kv = grant.blocks as u64 * footprint::kv_block_bytes(config, plan.kv_type);
     let _serving = [
         ledger.charge(Tier::Device, Kind::KvCache, kv)?,
         ledger.charge(Tier::Device, Kind::Activations, grant.working_bytes)?,
@@ -176,7 +177,8 @@ fn forecast(batch: u64, plan: &WeightPlan, files: &ModelFiles, speeds: Speeds) -
     let arch = architecture(config)?;
     // Of the embedding a step reads its tokens' rows only.
     let touched: u64 = params(arch.as_ref()).iter().filter(|p| p.linear).map(|p| p.len() as u64).sum();
-    let kv = batch * CONTEXT * footprint::kv_block_bytes(config) / hearth_kernels::paged::KV_BLOCK as u64;
+    let kv = batch * CONTEXT * footprint::kv_block_bytes(config, plan.kv_type)
+        / hearth_kernels::paged::KV_BLOCK as u64;
     let over = |bytes: u64, speed: Option<f64>| speed.map_or(0.0, |s| bytes as f64 / s);
     let times = [
         ("nvme", over(plan.placement.bytes(Tier::Nvme, &plan.blocks), speeds.nvme)),
