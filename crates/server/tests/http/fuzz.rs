@@ -9,8 +9,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-/// How long each kind goes on.
-const TIME: Duration = Duration::from_secs(2);
+/// Requests of each kind: a second or two.
+const REQUESTS: usize = 400;
 
 /// SplitMix64.
 struct Random(u64);
@@ -88,7 +88,7 @@ const BASES: [(&str, &str); 5] = [
     ("/detokenize", "DetokenizeRequest"),
 ];
 
-/// A request that would be fine, but for one to four of the documented fields.
+/// A request that would be fine, but for one or two of the documented fields.
 fn request(random: &mut Random, document: &Value) -> (&'static str, Value) {
     let (path, schema) = *random.of(&BASES);
     let mut body = match path {
@@ -100,7 +100,7 @@ fn request(random: &mut Random, document: &Value) -> (&'static str, Value) {
     };
     let properties = document["components"]["schemas"][schema]["properties"].as_object().unwrap();
     let names: Vec<&String> = properties.keys().collect();
-    for _ in 0..1 + random.below(4) {
+    for _ in 0..1 + random.below(2) {
         body[random.of(&names).as_str()] = nasty(random);
     }
     (path, body)
@@ -125,10 +125,9 @@ fn hostile_fields_are_answered_or_refused() {
     let engine = engine(EngineConfig::default());
     let server = Server::start(ServerConfig::new(MODEL), service(engine.clone()));
     let document = server.get("/openapi.json").json();
-    let (mut random, start, mut refused) = (Random(1), Instant::now(), 0);
+    let (mut random, mut refused) = (Random(1), 0);
     let agent = client();
-    let mut count = 0;
-    while start.elapsed() < TIME {
+    for _ in 0..REQUESTS {
         let (path, body) = request(&mut random, &document);
         let asked = Instant::now();
         let response = agent.post(server.url(path)).content_type("application/json").send(body.to_string());
@@ -136,12 +135,9 @@ fn hostile_fields_are_answered_or_refused() {
         check(&answer, &format!("{path} {body}"));
         assert!(asked.elapsed() < Duration::from_secs(10), "{path} took {:?}: {body}", asked.elapsed());
         refused += usize::from(answer.status != 200);
-        count += 1;
     }
-    assert!(
-        refused > count / 10 && refused < count,
-        "{refused} of {count} were refused: the generator is dull"
-    );
+    let varied = (REQUESTS / 10..=REQUESTS * 9 / 10).contains(&refused);
+    assert!(varied, "{refused} of {REQUESTS} were refused: the generator is dull");
     eventually("nothing is left", || {
         let stats = engine.stats();
         stats.running + stats.waiting + stats.kv_blocks_used == 0
@@ -180,8 +176,8 @@ fn hostile_bytes_never_stop_the_server() {
     let config = ServerConfig { header_timeout: limit, body_timeout: limit, ..ServerConfig::new(MODEL) };
     let engine = engine(EngineConfig::default());
     let server = Server::start(config, service(engine.clone()));
-    let (mut random, start) = (Random(2), Instant::now());
-    while start.elapsed() < TIME {
+    let mut random = Random(2);
+    for _ in 0..REQUESTS {
         let bytes = bytes(&mut random);
         let mut stream = TcpStream::connect(server.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();

@@ -82,6 +82,7 @@ fn idle_connections_are_closed_and_busy_ones_are_not() {
     // A request that takes longer than every timeout but its own.
     let mut body = long_request();
     body["stream"] = false.into();
+    body["n"] = 16.into();
     assert_eq!(server.post("/v1/completions", &body).status, 200);
 }
 
