@@ -9,7 +9,7 @@ use crate::error::ApiError;
 use crate::metrics::{Timing, reason_name};
 use crate::record::{About, Recording};
 use crate::state::{AppState, Loaded, Phase, SequenceGuard};
-use hearth_engine::api::{Event, FinishReason, Generation, Request, SubmitError, TokenLogprobs};
+use hearth_engine::api::{Event, FinishReason, Generation, Request, Standing, SubmitError, TokenLogprobs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -28,6 +28,8 @@ pub(crate) struct Sequence {
     pub(crate) stops: Vec<String>,
     /// The stop string stays at the end of the text.
     pub(crate) include_stop: bool,
+    /// How the request stands in the queue.
+    pub(crate) standing: Standing,
     /// What `request`'s grammar was made of.
     pub(crate) format: Option<Format>,
     /// Tokens that end the sequence but are reported with their log-probability. A harness that scores prompts reads
@@ -56,7 +58,7 @@ pub(crate) fn start(
     let room = Arc::new(Semaphore::new(state.config().max_seqs.max(1)));
     for (index, sequence) in sequences.into_iter().enumerate() {
         let generation = match index {
-            0 => Some(service.engine.submit(sequence.request.clone())?),
+            0 => Some(service.engine.submit_as(sequence.request.clone(), sequence.standing.clone())?),
             _ => None,
         };
         let task = Task {
@@ -140,7 +142,7 @@ impl Task {
         let _permit = room.acquire().await;
         let mut generation = match generation {
             Some(generation) => generation,
-            None => self.submit(&sequence.request).await?,
+            None => self.submit(sequence).await?,
         };
         let stops = StopMatcher::new(sequence.stops.clone(), sequence.include_stop);
         let mut text = SequenceText::new(self.service.tokenizer.as_ref(), sequence.skip_special, stops)
@@ -192,9 +194,9 @@ impl Task {
     }
 
     /// Waits for a place in the engine's queue.
-    async fn submit(&self, request: &Request) -> Result<Generation, ApiError> {
+    async fn submit(&self, sequence: &Sequence) -> Result<Generation, ApiError> {
         loop {
-            match self.service.engine.submit(request.clone()) {
+            match self.service.engine.submit_as(sequence.request.clone(), sequence.standing.clone()) {
                 Err(SubmitError::Busy { .. }) => tokio::time::sleep(KNOCK_AGAIN).await,
                 result => return Ok(result?),
             }

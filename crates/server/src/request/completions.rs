@@ -151,6 +151,13 @@ mod tests {
     }
 
     #[test]
+    fn users_and_priorities_reach_the_queue() {
+        let standing = accepted(r#"{"prompt": "x", "user": "ann", "priority": -3}"#).options.standing;
+        assert_eq!((standing.client.as_deref(), standing.priority), (Some("ann"), 3));
+        assert_eq!(accepted(r#"{"prompt": "x"}"#).options.standing, Default::default());
+    }
+
+    #[test]
     fn stream_options_are_read_only_for_streams() {
         let options = |body| accepted(body).options.stream;
         let given = r#"{"prompt": "x", "stream": true, "stream_options": {"include_usage": true}}"#;
@@ -199,6 +206,8 @@ mod tests {
             (r#"{"prompt": "x", "best_of": 0}"#, Some("best_of"), "from 1 to 128"),
             (r#"{"prompt": "x", "best_of": 1, "n": 2}"#, Some("best_of"), "at least"),
             (r#"{"prompt": "x", "best_of": 2, "stream": true}"#, Some("best_of"), "streamed"),
+            (r#"{"prompt": "x", "priority": 0.5}"#, Some("priority"), "an integer"),
+            (r#"{"prompt": "x", "user": 5}"#, Some("user"), "a string"),
             (r#"{"prompt": "x", "min_tokens": -1}"#, Some("min_tokens"), "at least 0"),
             (
                 r#"{"prompt": "x", "include_stop_str_in_output": 1}"#,

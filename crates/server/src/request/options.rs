@@ -4,7 +4,7 @@ use super::fields::{Fields, as_token, describe};
 use crate::constrain::format::{self, Asked};
 use crate::error::ApiError;
 use crate::state::Loaded;
-use hearth_engine::api::Sampling;
+use hearth_engine::api::{Sampling, Standing};
 use serde_json::Value;
 use std::hash::{BuildHasher, RandomState};
 
@@ -34,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) skip_special_tokens: bool,
     /// Give token ids beside the text.
     pub(crate) return_token_ids: bool,
+    /// How the request stands in the queue.
+    pub(crate) standing: Standing,
     /// `None` = one JSON answer.
     pub(crate) stream: Option<StreamOptions>,
 }
@@ -60,6 +62,7 @@ impl Options {
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             skip_special_tokens: fields.boolean("skip_special_tokens")?.unwrap_or(true),
             return_token_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
+            standing: standing(fields)?,
             stream: stream(fields)?,
         })
     }
@@ -185,6 +188,14 @@ fn stop_token_ids(fields: &mut Fields) -> Result<Vec<u32>, ApiError> {
     list.iter()
         .map(|v| as_token(v).ok_or_else(|| fields.wrong("stop_token_ids", "a list of token ids", v)))
         .collect()
+}
+
+/// Users take turns. Of priorities a lower one comes first, as in vLLM; the engine counts the other way round.
+fn standing(fields: &mut Fields) -> Result<Standing, ApiError> {
+    let most = i64::from(i32::MAX);
+    let priority = fields.integer("priority", -most..=most)?.unwrap_or(0);
+    let client = fields.string("user")?.map(Into::into);
+    Ok(Standing { client, priority: -(priority as i32), max_queue_time: None })
 }
 
 fn stream(fields: &mut Fields) -> Result<Option<StreamOptions>, ApiError> {

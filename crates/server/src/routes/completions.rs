@@ -120,6 +120,7 @@ fn sequence(
         prompt_text: None,
         stops: options.stop.clone(),
         include_stop: options.include_stop,
+        standing: options.standing.clone(),
         format: options.format.as_ref().map(|(format, _)| format.clone()),
         reported_stop_tokens,
         skip_special: options.skip_special_tokens,
