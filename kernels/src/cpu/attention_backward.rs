@@ -2,10 +2,11 @@
 
 use super::attention::{AttentionSpec, Keys, combine, products, softmax};
 use super::kv::{KV_BLOCK, KvLayout};
+use super::pool;
 use super::simd::{LANES, fma, load, tree_sum};
 use crate::multiversion;
-use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Mutex;
 
 /// Query rows per block.
 const ROWS: usize = 16;
@@ -53,14 +54,17 @@ pub fn attend_backward(shape: Shape, documents: &[usize], spec: AttentionSpec, x
             (0..kv_heads).map(move |head| (start - len, len, head))
         })
         .collect();
-    let parts: Vec<Part> = tasks
-        .par_iter()
-        .with_max_len(1)
-        .map(|&(start, len, head)| part(shape, spec, x, start, len, head))
-        .collect();
-    for (&(start, len, head), part) in tasks.iter().zip(&parts) {
-        part.scatter(shape, start, len, head, g.dq, g.dk, g.dv);
-    }
+    // As many workspaces as threads, made before the loop: what is held at most is the same in every run.
+    let longest = documents.iter().copied().max().unwrap_or(0);
+    let mut spaces: Vec<Workspace> =
+        (0..tasks.len().min(pool::threads())).map(|_| Workspace::new(shape, longest)).collect();
+    let gradients = Mutex::new(g);
+    pool::for_each_with(tasks.len(), &mut spaces, |task, space| {
+        let (start, len, head) = tasks[task];
+        space.part(shape, spec, x, start, len, head);
+        let mut g = gradients.lock().expect("copying does not panic");
+        space.out.scatter(shape, start, len, head, &mut g);
+    });
 }
 
 /// Gradients of one KV head in one document: `dq`: `[len, group, head_dim]`; `dk`, `dv`: `[len, padded]`.
@@ -71,61 +75,79 @@ struct Part {
 }
 
 impl Part {
-    #[allow(clippy::too_many_arguments)]
-    fn scatter(
-        &self,
-        s: Shape,
-        start: usize,
-        len: usize,
-        head: usize,
-        dq: &mut [f32],
-        dk: &mut [f32],
-        dv: &mut [f32],
-    ) {
+    fn scatter(&self, s: Shape, start: usize, len: usize, head: usize, g: &mut Gradients) {
         let (d, padded, kv_heads) = (s.layout.head_dim, s.layout.padded(), s.layout.kv_heads);
         let width = s.heads / kv_heads * d;
         for i in 0..len {
             let unit = (start + i) * kv_heads + head;
-            dq[unit * width..][..width].copy_from_slice(&self.dq[i * width..][..width]);
-            dk[unit * d..][..d].copy_from_slice(&self.dk[i * padded..][..d]);
-            dv[unit * d..][..d].copy_from_slice(&self.dv[i * padded..][..d]);
+            g.dq[unit * width..][..width].copy_from_slice(&self.dq[i * width..][..width]);
+            g.dk[unit * d..][..d].copy_from_slice(&self.dk[i * padded..][..d]);
+            g.dv[unit * d..][..d].copy_from_slice(&self.dv[i * padded..][..d]);
         }
     }
 }
 
-fn part(shape: Shape, spec: AttentionSpec, x: Inputs, start: usize, len: usize, head: usize) -> Part {
-    let one = KvLayout { kv_heads: 1, head_dim: shape.layout.head_dim };
-    let (d, kv_heads) = (one.head_dim, shape.layout.kv_heads);
-    let gather = |x: &[f32]| -> Vec<f32> {
-        (start..start + len).flat_map(|i| x[(i * kv_heads + head) * d..][..d].iter().copied()).collect()
-    };
-    let (k, v) = (gather(x.k), gather(x.v));
-    let table: Vec<u32> = (0..len.div_ceil(KV_BLOCK) as u32).collect();
-    // The same layout twice: keys transposed beside values, and values transposed beside keys.
-    let (mut kv, mut vk) =
-        (vec![0.0; table.len() * one.block_len()], vec![0.0; table.len() * one.block_len()]);
-    one.write(&mut kv, &table, 0, &k, &v);
-    one.write(&mut vk, &table, 0, &v, &k);
-    let group = shape.heads / kv_heads;
-    let mut out = Part {
-        dq: vec![0.0; len * group * d],
-        dk: vec![0.0; len * one.padded()],
-        dv: vec![0.0; len * one.padded()],
-    };
-    let mut scratch = Scratch::default();
-    for first in (0..len).step_by(ROWS) {
-        let rows = ROWS.min(len - first);
-        let seen = spec.keys(first).start..first + rows;
-        let blocks = Keys::blocks_of(&seen);
-        let keys = |data| Keys { layout: one, data, table: &table, head: 0, blocks: blocks.clone() };
-        for g in 0..group {
-            let at = |i: usize| ((start + first + i) * kv_heads + head) * group * d + g * d;
-            scratch.load(rows, d, one.padded(), |i| (&x.q[at(i)..][..d], &x.dy[at(i)..][..d]));
-            let block = Rows { first, count: rows, spec, group, g };
-            row_block(&keys(&kv), &keys(&vk), block, &mut scratch, &mut out);
+/// What a thread needs for one KV head of one document, sized for the longest one.
+struct Workspace {
+    /// Keys, then values of the head: `[len, head_dim]` each.
+    head: [Vec<f32>; 2],
+    /// KV blocks: keys transposed beside values, and values transposed beside keys.
+    blocks: [Vec<f32>; 2],
+    table: Vec<u32>,
+    rows: Scratch,
+    out: Part,
+}
+
+impl Workspace {
+    fn new(shape: Shape, longest: usize) -> Self {
+        let one = KvLayout { kv_heads: 1, head_dim: shape.layout.head_dim };
+        let (d, padded, blocks) = (one.head_dim, one.padded(), longest.div_ceil(KV_BLOCK));
+        let group = shape.heads / shape.layout.kv_heads;
+        let zeros = |len| vec![0.0; len];
+        Self {
+            head: [zeros(longest * d), zeros(longest * d)],
+            blocks: [zeros(blocks * one.block_len()), zeros(blocks * one.block_len())],
+            table: (0..blocks as u32).collect(),
+            rows: Scratch::new(padded, blocks * KV_BLOCK),
+            out: Part {
+                dq: zeros(longest * group * d),
+                dk: zeros(longest * padded),
+                dv: zeros(longest * padded),
+            },
         }
     }
-    out
+
+    fn part(&mut self, shape: Shape, spec: AttentionSpec, x: Inputs, start: usize, len: usize, head: usize) {
+        let one = KvLayout { kv_heads: 1, head_dim: shape.layout.head_dim };
+        let (d, kv_heads) = (one.head_dim, shape.layout.kv_heads);
+        for (to, from) in self.head.iter_mut().zip([x.k, x.v]) {
+            for (i, to) in to.chunks_exact_mut(d).take(len).enumerate() {
+                to.copy_from_slice(&from[((start + i) * kv_heads + head) * d..][..d]);
+            }
+        }
+        let [k, v] = self.head.each_ref().map(|x| &x[..len * d]);
+        let table = &self.table[..len.div_ceil(KV_BLOCK)];
+        let [kv, vk] = &mut self.blocks;
+        for (blocks, k, v) in [(&mut *kv, k, v), (&mut *vk, v, k)] {
+            blocks[..table.len() * one.block_len()].fill(0.0);
+            one.write(blocks, table, 0, k, v);
+        }
+        self.out.dk.fill(0.0);
+        self.out.dv.fill(0.0);
+        let group = shape.heads / kv_heads;
+        for first in (0..len).step_by(ROWS) {
+            let rows = ROWS.min(len - first);
+            let seen = spec.keys(first).start..first + rows;
+            let blocks = Keys::blocks_of(&seen);
+            let keys = |data| Keys { layout: one, data, table, head: 0, blocks: blocks.clone() };
+            for g in 0..group {
+                let at = |i: usize| ((start + first + i) * kv_heads + head) * group * d + g * d;
+                self.rows.load(rows, d, one.padded(), |i| (&x.q[at(i)..][..d], &x.dy[at(i)..][..d]));
+                let block = Rows { first, count: rows, spec, group, g };
+                row_block(&keys(kv), &keys(vk), block, &mut self.rows, &mut self.out);
+            }
+        }
+    }
 }
 
 /// A block of query rows of one head.
@@ -139,7 +161,6 @@ struct Rows {
 }
 
 /// Queries and upstream gradients of a row block, `[ROWS, padded]`, and its lines of probabilities.
-#[derive(Default)]
 struct Scratch {
     q: Vec<f32>,
     dy: Vec<f32>,
@@ -148,6 +169,11 @@ struct Scratch {
 }
 
 impl Scratch {
+    fn new(padded: usize, line: usize) -> Self {
+        let zeros = |len| vec![0.0; ROWS * len];
+        Self { q: zeros(padded), dy: zeros(padded), p: zeros(line), ds: zeros(line) }
+    }
+
     fn load<'a>(
         &mut self,
         rows: usize,
@@ -156,8 +182,7 @@ impl Scratch {
         row: impl Fn(usize) -> (&'a [f32], &'a [f32]),
     ) {
         for buffer in [&mut self.q, &mut self.dy] {
-            buffer.clear();
-            buffer.resize(ROWS * padded, 0.0);
+            buffer[..ROWS * padded].fill(0.0);
         }
         for i in 0..rows {
             let (q, dy) = row(i);
@@ -170,8 +195,6 @@ impl Scratch {
 multiversion! {
     fn row_block(kv: &Keys, vk: &Keys, rows: Rows, scratch: &mut Scratch, out: &mut Part) {
         let (line, padded) = (kv.line(), kv.layout.padded());
-        scratch.p.resize(ROWS * line, 0.0);
-        scratch.ds.resize(ROWS * line, 0.0);
         for i in (0..ROWS).step_by(4) {
             let (q, dy) = (&scratch.q[i * padded..], &scratch.dy[i * padded..]);
             products::<4>(kv, q, padded, &mut scratch.p[i * line..]);

@@ -51,6 +51,24 @@ pub fn for_each_chunk<T: Send>(data: &mut [T], len: usize, f: impl Fn(usize, &mu
     });
 }
 
+/// Calls `f(0, …) … f(count − 1, …)`, each once, in as many threads at a time as there are `spaces`: each call has one
+/// to itself, which is as the call before left it.
+///
+/// # Panics
+/// As [`for_each`].
+pub fn for_each_with<S: Send>(count: usize, spaces: &mut [S], f: impl Fn(usize, &mut S) + Sync) {
+    let next = AtomicUsize::new(0);
+    for_each_chunk(spaces, 1, |_, space| {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= count {
+                return;
+            }
+            f(i, &mut space[0]);
+        }
+    });
+}
+
 struct Base<T>(*mut T);
 
 // SAFETY: only disjoint chunks are made from it, of elements that may be sent.
@@ -306,5 +324,14 @@ mod tests {
             }
         });
         assert!(data.iter().enumerate().all(|(i, x)| *x == i / 10 + 1));
+    }
+
+    #[test]
+    fn every_number_is_called_once_with_a_space_of_its_own() {
+        let mut spaces = vec![Vec::new(); 3];
+        for_each_with(100, &mut spaces, |i, space: &mut Vec<usize>| space.push(i));
+        let mut all = spaces.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..100).collect::<Vec<_>>());
     }
 }

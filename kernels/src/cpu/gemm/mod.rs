@@ -12,10 +12,10 @@
 mod micro;
 mod pack;
 
+use super::pool;
 use super::simd::{self, LANES, Level};
 use half::{bf16, f16};
 use micro::Micro;
-use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -210,11 +210,11 @@ struct Block<'a, B> {
 impl<B: Columns> Block<'_, B> {
     fn run(&self, packed: &mut [MaybeUninit<f32>]) {
         let (unit, kb) = (self.micro.unit(self.shared), self.strip.k.len());
-        let threads = if self.product.parallel() { rayon::current_num_threads() } else { 1 };
+        let threads = if self.product.parallel() { pool::threads() } else { 1 };
         let units = self.strip.count.div_ceil(unit);
-        let per_task = units.div_ceil(4 * threads).max(1);
-        let chunks = packed.par_chunks_mut((unit * per_task * kb).max(1)).take(units.div_ceil(per_task));
-        for_each(chunks.enumerate(), threads, |(task, out)| {
+        let per_task = units.div_ceil(if threads > 1 { 4 * threads } else { 1 }).max(1);
+        let len = (units * unit * kb).min(packed.len());
+        pool::for_each_chunk(&mut packed[..len], (unit * per_task * kb).max(1), |task, out| {
             let first = self.strip.first + task * per_task * unit;
             let count = (per_task * unit).min(self.strip.first + self.strip.count - first);
             self.pack(self.shared, &Strip { first, count, k: self.strip.k.clone() }, out);
@@ -234,18 +234,38 @@ impl<B: Columns> Block<'_, B> {
         // Where the own operand has too few units for the threads, several tasks pack the same ones.
         let shares =
             (2 * threads).div_ceil(tasks.max(1)).min(self.strip.count.div_ceil(self.micro.unit(self.shared)));
-        for_each((0..tasks * shares).into_par_iter(), threads, |task| {
-            self.task(task / shares * per_task * unit, per_task * unit, task % shares, shares, shared);
+        // Made before the loop: what is held at most is the same in every run.
+        let len = unit * per_task.min(units) * kb;
+        let mut spaces: Vec<Vec<f32>> =
+            (0..threads.min(tasks * shares)).map(|_| Vec::with_capacity(len)).collect();
+        pool::for_each_with(tasks * shares, &mut spaces, |task, packed| {
+            self.task(
+                task / shares * per_task * unit,
+                per_task * unit,
+                task % shares,
+                shares,
+                shared,
+                packed,
+            );
         });
     }
 
     /// Packs `width` rows or columns of the own operand from `first` on and multiplies them by one of `shares` parts of
-    /// the shared one.
-    fn task(&self, first: usize, width: usize, share: usize, shares: usize, shared: &[f32]) {
+    /// the shared one. The own operand is packed into `packed`; what that held is gone.
+    fn task(
+        &self,
+        first: usize,
+        width: usize,
+        share: usize,
+        shares: usize,
+        shared: &[f32],
+        packed: &mut Vec<f32>,
+    ) {
         let count = width.min(self.product.extent(self.own) - first);
         let own = Strip { first, count, k: self.strip.k.clone() };
         let len = self.packed_len(self.own, &own);
-        let mut packed = Vec::with_capacity(len);
+        packed.clear();
+        packed.reserve_exact(len);
         self.pack(self.own, &own, &mut packed.spare_capacity_mut()[..len]);
         // SAFETY: the capacity is there and was just written.
         unsafe { packed.set_len(len) };
@@ -255,7 +275,7 @@ impl<B: Columns> Block<'_, B> {
         for at in (share * each..end).step_by(unit) {
             for own_at in (0..count).step_by(self.micro.unit(self.own)) {
                 let other = Part { packed: shared, at, first: self.strip.first, count: self.strip.count };
-                let own = Part { packed: &packed, at: own_at, first, count };
+                let own = Part { packed, at: own_at, first, count };
                 match self.own {
                     Side::Rows => self.tile(own, other),
                     Side::Columns => self.tile(other, own),
@@ -319,20 +339,6 @@ struct Part<'a> {
     at: usize,
     first: usize,
     count: usize,
-}
-
-/// Runs tasks on so many threads: all of them or this one.
-fn for_each<T: Send>(
-    tasks: impl IndexedParallelIterator<Item = T>,
-    threads: usize,
-    f: impl Fn(T) + Sync + Send,
-) {
-    if threads > 1 {
-        tasks.with_max_len(1).for_each(f);
-    } else {
-        let len = tasks.len();
-        tasks.with_min_len(len.max(1)).for_each(f);
-    }
 }
 
 #[cfg(test)]
