@@ -51,7 +51,7 @@ impl Model {
                 "there is no model at {path}; give a Hugging Face directory, a .gguf file or a bundle"
             )));
         }
-        let files = hearth_weights::open(path)?;
+        let files = hearth_model::open(path)?;
         let tokenizer = tokenizer(&files.tokenizer)?;
         for warning in tokenizer.iter().flat_map(|t| t.warnings()) {
             ui.note(format!("{}: {warning}", path.display()));

@@ -6,10 +6,11 @@ use crate::footprint;
 use crate::placement::Placement;
 use crate::streaming::{Counters, Prepared, Stream, Streamed, WeightPlan, may_stream};
 use burn::tensor::{Device, Tensor};
-use hearth_kernels::cpu::pages::Arena;
+use hearth_kernels::cpu::pages::{Arena, Image, Loan};
 use hearth_kernels::paged::KvType;
 use hearth_kernels::{Activations, PackedMatrix};
 use hearth_memory::{Charge, Kind, Ledger, Tier};
+use hearth_model::panels::PANELS;
 use hearth_model::rope::Rope;
 use hearth_model::{
     Architecture, Block, Embedding, Error as ModelError, Head, Linear, Matrix, ParamSpec, WeightSource,
@@ -18,6 +19,7 @@ use hearth_model::{
 use hearth_weights::{FormatRef, ModelConfig, ModelFiles};
 use rayon::prelude::*;
 use std::collections::HashMap;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -189,28 +191,51 @@ impl Part {
         arena: &Arc<Arena>,
         report: &dyn Fn(u64),
     ) -> Result<Weight, Error> {
-        let weight = self.unpack(&files.tensors.bytes(&self.spec.name)?, activations, Some(arena));
+        let (name, format) = (&self.spec.name, self.format.name());
+        let weight = match (&self.spec.shape[..], files.tensors.image(name).filter(|i| i.layout == PANELS)) {
+            ([rows, columns], Some(image)) => {
+                let matrix = PackedMatrix::from_panels_in(Some(arena), *rows, *columns, format, image.bytes);
+                matrix_of(matrix, activations)
+            }
+            ([rows, columns], None) => {
+                let stored = files.tensors.bytes(name)?;
+                let matrix = match is_native(self.format) {
+                    true => PackedMatrix::from_format_in(Some(arena), *rows, *columns, format, &stored),
+                    false => {
+                        let floats = hearth_weights::source::decode(self.format, &stored);
+                        PackedMatrix::from_f32_in(Some(arena), *rows, *columns, &floats)
+                    }
+                };
+                matrix_of(matrix, activations)
+            }
+            _ => Weight::Vector(files.tensors.read_f32(name)?),
+        };
         report(self.bytes);
         Ok(weight)
     }
 
-    /// The parameter from the bytes it is stored as, in the arena where there is one.
-    pub(crate) fn unpack(
+    /// The parameter from its bytes in a bundle: a matrix in panels stays where it is.
+    pub(crate) fn borrow(
         &self,
-        stored: &[u8],
+        memory: &Arc<dyn Deref<Target = [u8]> + Send + Sync>,
+        range: Range<usize>,
         activations: Activations,
-        arena: Option<&Arc<Arena>>,
     ) -> Weight {
-        let floats = || hearth_weights::source::decode(self.format, stored);
-        let [rows, columns] = self.spec.shape[..] else { return Weight::Vector(floats()) };
-        let packed = match is_native(self.format) {
-            true => PackedMatrix::from_format_in(arena, rows, columns, self.format.name(), stored),
-            false => None,
+        let [rows, columns] = self.spec.shape[..] else {
+            return Weight::Vector(hearth_weights::source::decode(self.format, &memory[range]));
         };
-        let wide = || PackedMatrix::from_f32_in(arena, rows, columns, &floats());
-        let matrix = packed.or_else(wide).expect("the arena holds every matrix");
-        Weight::Matrix(Arc::new(matrix.with_activations(activations)))
+        let image = Loan::new(memory.clone(), range).map(Image::Lent);
+        let matrix =
+            image.and_then(|image| PackedMatrix::from_image(rows, columns, self.format.name(), image));
+        matrix_of(matrix, activations)
     }
+}
+
+/// # Panics
+/// Without a matrix: the bytes were given another length than the plan, the arena or the bundle's manifest says.
+fn matrix_of(matrix: Option<PackedMatrix>, activations: Activations) -> Weight {
+    let matrix = matrix.expect("lengths are checked before bytes are read");
+    Weight::Matrix(Arc::new(matrix.with_activations(activations)))
 }
 
 /// What the KV cache of such weights stores: halves where the arithmetic rounds activations anyway.
@@ -287,7 +312,7 @@ impl LoadedModel {
         let mut parts = Parts::build(arch.as_ref(), &is_resident, &mut weights, ledger)?;
         parts.weights = Some(weights);
         parts.kv_type = kv_type;
-        let stream = Stream::start(arch, file, streamed, activations, placement.slot_bytes, ahead, ledger)?;
+        let stream = Stream::start(arch, file, streamed, activations, ahead, ledger)?;
         parts.stream = Some(stream);
         parts.placement = Some(placement);
         Ok(Self(Arc::new(parts)))
@@ -376,14 +401,13 @@ impl Parts {
         for (i, block) in self.blocks.iter().enumerate() {
             match (block, &mut pass) {
                 (Some(block), _) => each(block.as_ref()),
-                (None, Some(pass)) => match pass.next(i) {
-                    Ok(block) => each(block.as_ref()),
-                    Err(error) => {
+                (None, Some(pass)) => {
+                    if let Err(error) = pass.with(i, &mut each) {
                         // Not a bug of ours, so not through the panic hook.
                         let why = format!("transformer block {i} could not be streamed: {error}");
                         std::panic::resume_unwind(Box::new(why))
                     }
-                },
+                }
                 (None, None) => unreachable!("a block that is not resident is streamed"),
             }
         }

@@ -2,16 +2,12 @@
 //!
 //! # Policy (latency mode)
 //! Everything on the device if it fits: nothing is streamed then. Otherwise the device holds what is used in every
-//! pass outside the blocks, two slots that streamed blocks pass through, what serving takes, and as many blocks as
-//! are left room for; host memory holds, as they are stored, as many of the others as it can; the disk keeps the rest
-//! and feeds a ring in host memory. To fill the fastest tier first is optimal for one sequence. The blocks of a tier are
+//! pass outside the blocks, what serving takes, and as many blocks as are left room for; host memory holds as many of
+//! the others as it can; the disk keeps the rest and feeds a ring in host memory. To fill the fastest tier first is optimal for one sequence. The blocks of a tier are
 //! spread evenly over the model, so that a transfer always has computation to hide behind.
 
 use crate::error::{Error, Shortfall};
 use hearth_memory::{Size, Tier};
-
-/// Streamed blocks on the device at once: one in use, one being made ready.
-pub const SLOTS: u64 = 2;
 
 /// Bytes of one transformer block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +55,6 @@ pub struct Room {
 pub struct Placement {
     /// The tier of each block, in order.
     pub tiers: Vec<Tier>,
-    /// Device bytes of the slots; 0 when nothing is streamed.
-    pub slot_bytes: u64,
     /// Host bytes of the ring; 0 when nothing is read from disk.
     pub ring_bytes: u64,
 }
@@ -86,19 +80,18 @@ impl Placement {
 /// Places the blocks.
 ///
 /// # Errors
-/// [`Error::TooSmall`] when the device does not even hold the slots, [`Error::Placement`] when host memory or disk are
+/// [`Error::TooSmall`] when the device does not even hold what is outside the blocks, [`Error::Placement`] when host memory or disk are
 /// too small for the rest; each names the smallest budget that works.
 pub fn place(needs: &Needs, room: Room) -> Result<Placement, Error> {
     let all: u64 = needs.blocks.iter().map(|b| b.packed).sum();
     let serving = needs.working + needs.least_kv.0;
     if needs.fixed + all + serving <= room.device {
-        return Ok(Placement { tiers: vec![Tier::Device; needs.blocks.len()], slot_bytes: 0, ring_bytes: 0 });
+        return Ok(Placement { tiers: vec![Tier::Device; needs.blocks.len()], ring_bytes: 0 });
     }
-    let slot_bytes = SLOTS * needs.blocks.iter().map(|b| b.packed).max().unwrap_or(0);
-    let least = needs.fixed + slot_bytes + serving;
+    let least = needs.fixed + serving;
     let Some(left) = room.device.checked_sub(least) else {
         let (kv, tokens) = needs.least_kv;
-        let weights = needs.fixed + slot_bytes;
+        let weights = needs.fixed;
         let (working, used, free) = (needs.working, room.device_used, room.device);
         return Err(Error::TooSmall(Box::new(Shortfall { weights, working, tokens, kv, used, free })));
     };
@@ -113,7 +106,7 @@ pub fn place(needs: &Needs, room: Room) -> Result<Placement, Error> {
     for (i, on_host) in others.into_iter().zip(on_host) {
         tiers[i] = if on_host { Tier::Host } else { Tier::Nvme };
     }
-    let placement = Placement { tiers, slot_bytes, ring_bytes };
+    let placement = Placement { tiers, ring_bytes };
     let on_disk = placement.bytes(Tier::Nvme, &needs.blocks);
     if on_disk > room.nvme {
         return Err(misfit(Tier::Nvme, "weights", on_disk, room.nvme, 0));
@@ -200,30 +193,30 @@ mod tests {
 
     #[test]
     fn the_fastest_tier_is_filled_first_and_its_blocks_are_spread() {
-        // Slots, fixed, working and the wished KV cache take 300.
-        assert_eq!(placed(700, 900, 0), "hdhdhdhd");
-        assert_eq!(placed(700, 400, u64::MAX), "hdhdhdhd", "no ring is needed");
-        assert_eq!(placed(500, 540, u64::MAX), "hhhdhhhd", "six in host memory need no ring either");
-        assert_eq!(placed(300, 360, u64::MAX), "nnnnnnnn");
-        let some = place(&needs(8), room(300, 540, u64::MAX)).expect("it fits");
-        assert_eq!((picture(&some).as_str(), some.ring_bytes, some.slot_bytes), ("nnnhnnnh", 360, 200));
+        // Fixed, working and the wished KV cache take 100.
+        assert_eq!(placed(500, 900, 0), "hdhdhdhd");
+        assert_eq!(placed(500, 400, u64::MAX), "hdhdhdhd", "no ring is needed");
+        assert_eq!(placed(300, 540, u64::MAX), "hhhdhhhd", "six in host memory need no ring either");
+        assert_eq!(placed(100, 360, u64::MAX), "nnnnnnnn");
+        let some = place(&needs(8), room(100, 540, u64::MAX)).expect("it fits");
+        assert_eq!((picture(&some).as_str(), some.ring_bytes), ("nnnhnnnh", 360));
     }
 
     #[test]
     fn a_budget_too_small_is_refused_with_the_smallest_that_works() {
         let refused = |r| place(&needs(8), r).expect_err("too small").to_string();
-        let device = refused(room(279, 1000, 0));
+        let device = refused(room(79, 1000, 0));
         assert!(
-            device.contains("needs 280 bytes") && device.contains("smallest budget that works"),
+            device.contains("needs 80 bytes") && device.contains("smallest budget that works"),
             "{device}"
         );
-        let ring = refused(room(300, 359, u64::MAX));
+        let ring = refused(room(100, 359, u64::MAX));
         assert!(ring.contains("host tier") && ring.contains("360 bytes") && ring.contains("1MiB"), "{ring}");
-        let host = refused(room(300, 719, 0));
+        let host = refused(room(100, 719, 0));
         assert!(host.contains("host tier") && host.contains("720 bytes"), "{host}");
-        let disk = refused(room(300, 360, 719));
+        let disk = refused(room(100, 360, 719));
         assert!(disk.contains("nvme tier") && disk.contains("720 bytes"), "{disk}");
-        assert!(place(&needs(8), room(280, 720, 0)).is_ok(), "the smallest named works");
+        assert!(place(&needs(8), room(80, 720, 0)).is_ok(), "the smallest named works");
     }
 
     #[test]

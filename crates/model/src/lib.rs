@@ -4,6 +4,7 @@
 //! - [`arch`]: one file per architecture family, one registry.
 //! - [`layers`]: linear (dense, packed, LoRA), norm, embedding, head, attention, gated MLP.
 //! - [`source`]: [`WeightSource`], where a block gets its layers from; recorders and loaders.
+//! - [`panels`]: opens models, and knows how bundles store matrices.
 //! - [`rope`]: RoPE frequencies for every scaling in use.
 //! - [`context`]: [`AttentionContext`], how a block reaches its keys and values; the training one.
 //! - [`device`]: the one place that opens a device.
@@ -22,6 +23,7 @@ pub mod arch;
 pub mod context;
 pub mod device;
 pub mod layers;
+pub mod panels;
 pub mod rope;
 pub mod source;
 
@@ -32,4 +34,5 @@ pub use context::{AttentionContext, DocumentContext, RowPosition};
 pub use error::Error;
 pub use hearth_kernels::{AttentionSpec, PackedMatrix, RotaryTable};
 pub use layers::{Embedding, Head, Linear, Lora, Matrix};
+pub use panels::open;
 pub use source::{Group, ParamSpec, WeightSource, params, uses};

@@ -56,14 +56,14 @@ pub mod torch_bin;
 mod vocabulary;
 
 pub use adapter::{Adapter, AdapterSpec, open_adapter, write_adapter};
-pub use bundle::BundleWriter;
+pub use bundle::{BundleWriter, Layout};
 pub use config::{ModelConfig, RopeConfig, RopeScaling};
 pub use encode::{encode, storage_format};
 pub use error::Error;
 pub use gguf::{GgufHeader, GgufWriter};
 pub use hf_dir::HfWriter;
 pub use merge::Merged;
-pub use open::open;
+pub use open::{open, open_with};
 pub use quant::{Format, FormatRef};
 pub use safetensors::SafetensorsWriter;
-pub use source::{FileRange, GgufVocabulary, ModelFiles, TensorMeta, TensorSource, TokenizerFiles};
+pub use source::{FileRange, GgufVocabulary, Image, ModelFiles, TensorMeta, TensorSource, TokenizerFiles};

@@ -1,7 +1,7 @@
 //! A path → [`ModelFiles`]: HF directory, GGUF file or bundle.
 
 use crate::Error;
-use crate::bundle;
+use crate::bundle::{self, Layout};
 use crate::config::{self, ModelConfig};
 use crate::gguf::{Gguf, GgufSource};
 use crate::mapped::{read_json, read_text};
@@ -18,14 +18,23 @@ const TEXT_LIMIT: u64 = 64 << 20;
 /// Opens a model: a Hugging Face directory, a `.gguf` file, or a bundle directory. Tensors are read when asked for.
 ///
 /// # Errors
-/// One sentence naming the file, the thing in it and what to do.
+/// One sentence naming the file, the thing in it and what to do. Bundles with matrices in a [`Layout`] take
+/// [`open_with`].
 pub fn open(path: &Path) -> Result<ModelFiles, Error> {
+    open_with(path, &[])
+}
+
+/// As [`fn@open`], with the layouts that a bundle's matrices may be stored in.
+///
+/// # Errors
+/// As there.
+pub fn open_with(path: &Path, layouts: &'static [Layout]) -> Result<ModelFiles, Error> {
     if !path.exists() {
         let what = "there is nothing at this path; give a Hugging Face directory, a .gguf file or a bundle";
         return Err(Error::not_a_model(path, what));
     }
     match path.is_dir() {
-        true if bundle::is_bundle(path) => bundle::open_bundle(path),
+        true if bundle::is_bundle(path) => bundle::open_bundle(path, layouts),
         true => open_directory(path),
         false => open_file(path),
     }

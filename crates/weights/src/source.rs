@@ -41,6 +41,17 @@ pub struct FileRange {
     pub range: Range<u64>,
 }
 
+/// A tensor in a layout of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image<'a> {
+    /// What the layout is called.
+    pub layout: &'static str,
+    /// As in the file.
+    pub bytes: &'a [u8],
+    /// Where in the file.
+    pub place: FileRange,
+}
+
 /// A set of named tensors that can be read lazily. Implementations are cheap to hold: memory-mapped files.
 pub trait TensorSource: Send + Sync {
     /// Every tensor, sorted by name.
@@ -59,6 +70,12 @@ pub trait TensorSource: Send + Sync {
     /// Where exactly the bytes lie that [`TensorSource::bytes`] gives, for those who read them past the page cache.
     /// `None` when they are put together on the way, or lie in no file.
     fn place(&self, _name: &str) -> Option<FileRange> {
+        None
+    }
+
+    /// The tensor as it lies in the file where that is a [`Layout`](crate::Layout) of its own, and the layout's name;
+    /// [`TensorSource::bytes`] puts it back into rows then.
+    fn image(&self, _name: &str) -> Option<Image<'_>> {
         None
     }
 
@@ -99,6 +116,9 @@ macro_rules! forward {
             }
             fn place(&self, name: &str) -> Option<FileRange> {
                 (**self).place(name)
+            }
+            fn image(&self, name: &str) -> Option<Image<'_>> {
+                (**self).image(name)
             }
             fn origin(&self) -> &Path {
                 (**self).origin()

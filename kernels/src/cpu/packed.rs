@@ -9,7 +9,7 @@
 
 use super::decoded::{Plain, Transposed};
 use super::gemm::{Elems, Output, View, gemm_columns};
-use super::pages::{Arena, LINE, Piece};
+use super::pages::{Arena, Image, LINE, Piece};
 use super::pool;
 use super::quant::activations::Int8Rows;
 use super::quant::{QuantPanels, format, piece};
@@ -47,11 +47,11 @@ impl std::fmt::Debug for PackedMatrix {
 /// Panel storage; `c` = columns, `p` = panels of 16 rows, zero-padded.
 enum Panels {
     /// `[p][c][16]` f32.
-    F32(Piece),
+    F32(Image),
     /// `[p][c][16]` f16.
-    F16(Piece),
+    F16(Image),
     /// `[p][c][16]` bf16.
-    Bf16(Piece),
+    Bf16(Image),
     /// Blocks of codes and scales.
     Quant(QuantPanels),
 }
@@ -79,7 +79,7 @@ impl PackedMatrix {
         columns: usize,
         values: &[f32],
     ) -> Option<Self> {
-        let panels = Panels::F32(interleave(arena, rows, columns, values, 1, |v| v[0])?);
+        let panels = Panels::F32(Image::Own(interleave(arena, rows, columns, values, 1, |v| v[0])?));
         Some(Self { rows, columns, panels, activations: Activations::F32 })
     }
 
@@ -99,21 +99,75 @@ impl PackedMatrix {
     ) -> Option<Self> {
         let fits = |size: usize| bytes.len() == rows.saturating_mul(size).saturating_mul(columns);
         let panels = match format {
-            "f32" if fits(4) => Panels::F32(interleave(arena, rows, columns, bytes, 4, |b| {
-                f32::from_le_bytes(b.try_into().expect("4 bytes"))
-            })?),
-            "f16" if fits(2) => {
-                Panels::F16(interleave(arena, rows, columns, bytes, 2, |b| f16::from_le_bytes([b[0], b[1]]))?)
+            "f32" if fits(4) => {
+                let read = |b: &[u8]| f32::from_le_bytes(b.try_into().expect("4 bytes"));
+                Panels::F32(Image::Own(interleave(arena, rows, columns, bytes, 4, read)?))
             }
-            "bf16" if fits(2) => Panels::Bf16(interleave(arena, rows, columns, bytes, 2, |b| {
-                bf16::from_le_bytes([b[0], b[1]])
-            })?),
+            "f16" if fits(2) => {
+                let read = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]);
+                Panels::F16(Image::Own(interleave(arena, rows, columns, bytes, 2, read)?))
+            }
+            "bf16" if fits(2) => {
+                let read = |b: &[u8]| bf16::from_le_bytes([b[0], b[1]]);
+                Panels::Bf16(Image::Own(interleave(arena, rows, columns, bytes, 2, read)?))
+            }
             _ => {
                 let format = format::by_name(format)?;
                 Panels::Quant(QuantPanels::pack(format, rows, columns, bytes, arena)?)
             }
         };
         Some(Self { rows, columns, panels, activations: Activations::F32 })
+    }
+
+    /// A matrix from its panels as [`Self::image`] gave them, wherever they lie; `None` for a format without a panel
+    /// layout, and for panels of another length or alignment than the matrix has.
+    pub fn from_image(rows: usize, columns: usize, format: &str, image: Image) -> Option<Self> {
+        let fits = image.len() == Self::bytes_for(rows, columns, format);
+        if !fits || !(image.as_ptr() as usize).is_multiple_of(size_of::<f32>()) {
+            return None;
+        }
+        let panels = match format {
+            "f32" => Panels::F32(image),
+            "f16" => Panels::F16(image),
+            "bf16" => Panels::Bf16(image),
+            _ => Panels::Quant(QuantPanels::from_image(format::by_name(format)?, rows, columns, image)?),
+        };
+        Some(Self { rows, columns, panels, activations: Activations::F32 })
+    }
+
+    /// As [`Self::from_image`] with a copy of the panels, in the arena where there is one; `None` also if that has no room.
+    pub fn from_panels_in(
+        arena: Option<&Arc<Arena>>,
+        rows: usize,
+        columns: usize,
+        format: &str,
+        panels: &[u8],
+    ) -> Option<Self> {
+        let mut copy = piece(arena, panels.len())?;
+        copy.get_mut(..panels.len())?.copy_from_slice(panels);
+        Self::from_image(rows, columns, format, Image::Own(copy))
+    }
+
+    /// As [`Self::from_panels_in`], in memory of its own.
+    pub fn from_panels(rows: usize, columns: usize, format: &str, panels: &[u8]) -> Option<Self> {
+        Self::from_panels_in(None, rows, columns, format, panels)
+    }
+
+    /// The panels as they lie in memory, whole cache lines. The same on every machine.
+    pub fn image(&self) -> &[u8] {
+        match &self.panels {
+            Panels::F32(x) | Panels::F16(x) | Panels::Bf16(x) => x,
+            Panels::Quant(x) => x.image(),
+        }
+    }
+
+    /// What [`Self::from_format`] was given.
+    pub fn unpack(&self) -> Vec<u8> {
+        match &self.panels {
+            Panels::F32(x) => deinterleave::<4>(x, self.rows, self.columns),
+            Panels::F16(x) | Panels::Bf16(x) => deinterleave::<2>(x, self.rows, self.columns),
+            Panels::Quant(x) => x.unpack(self.rows),
+        }
     }
 
     /// Whether [`Self::from_format`] knows the format.
@@ -139,10 +193,7 @@ impl PackedMatrix {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        match &self.panels {
-            Panels::F32(x) | Panels::F16(x) | Panels::Bf16(x) => x.bytes(),
-            Panels::Quant(x) => x.bytes(),
-        }
+        self.image().len()
     }
 
     /// Bytes that [`Self::from_format`] or [`Self::from_f32`] would hold: panels are padded to 16 rows, the whole
@@ -450,15 +501,28 @@ fn interleave<S: Sync, T: Pod + Send>(
     Some(out)
 }
 
-/// A piece's numbers.
-fn elements<T: Pod>(piece: &Piece) -> &[T] {
-    bytemuck::cast_slice(piece)
+/// The inverse of [`interleave`], for elements of `N` bytes.
+fn deinterleave<const N: usize>(image: &[u8], rows: usize, columns: usize) -> Vec<u8> {
+    let mut out = vec![0; rows * columns * N];
+    out.par_chunks_mut((columns * N).max(1)).enumerate().for_each(|(row, out)| {
+        let panel = &image[row / LANES * columns * LANES * N..][..columns * LANES * N];
+        for (to, from) in out.chunks_exact_mut(N).zip(panel.chunks_exact(LANES * N)) {
+            to.copy_from_slice(&from[row % LANES * N..][..N]);
+        }
+    });
+    out
+}
+
+/// An image's numbers.
+fn elements<T: Pod>(image: &Image) -> &[T] {
+    bytemuck::cast_slice(image)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cpu::gemm::gemm;
+    use crate::cpu::pages::Loan;
     use crate::cpu::quant::tests::random_blocks;
 
     fn values(n: usize, seed: u32) -> Vec<f32> {
@@ -497,6 +561,33 @@ mod tests {
                 .map(|(f, seed)| of(f.name, &random_blocks(f, rows, columns, seed))),
         );
         all
+    }
+
+    #[test]
+    fn panels_that_lie_elsewhere_are_the_same_matrix() {
+        let (rows, columns) = (37, 512);
+        for (format, matrix) in every_format(rows, columns) {
+            let mut memory = Piece::alone(matrix.bytes() + LINE);
+            memory[LINE..].copy_from_slice(matrix.image());
+            let owner = Arc::new(memory);
+            let image = |range| Image::Lent(Loan::new(owner.clone(), range).unwrap());
+            let len = owner.len();
+            let there = PackedMatrix::from_image(rows, columns, format, image(LINE..len)).unwrap();
+            let x = values(3 * columns, 5);
+            for activations in [Activations::F32, Activations::Int8] {
+                let product = |m: PackedMatrix| {
+                    let mut y = vec![0.0; 3 * rows];
+                    m.with_activations(activations).multiply(&x, &mut y);
+                    y
+                };
+                let again = PackedMatrix::from_format(rows, columns, format, &there.unpack()).unwrap();
+                let lent = PackedMatrix::from_image(rows, columns, format, image(LINE..len)).unwrap();
+                assert_eq!(product(lent), product(again), "{format}");
+            }
+            assert_eq!(rows_of(&there), rows_of(&matrix), "{format}");
+            assert!(PackedMatrix::from_image(rows, columns, format, image(0..len)).is_none(), "{format}");
+            assert!(PackedMatrix::from_image(rows, columns, format, image(1..len - LINE + 1)).is_none());
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use bytemuck::{Pod, Zeroable};
 use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -120,7 +121,7 @@ impl Piece {
     }
 }
 
-impl std::ops::Deref for Piece {
+impl Deref for Piece {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -128,9 +129,50 @@ impl std::ops::Deref for Piece {
     }
 }
 
-impl std::ops::DerefMut for Piece {
+impl DerefMut for Piece {
     fn deref_mut(&mut self) -> &mut [u8] {
         bytemuck::cast_slice_mut(self.lines_mut())
+    }
+}
+
+/// Where the panels of a matrix lie.
+pub enum Image {
+    /// In memory of their own.
+    Own(Piece),
+    /// In somebody else's.
+    Lent(Loan),
+}
+
+impl Deref for Image {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Image::Own(piece) => piece,
+            Image::Lent(loan) => loan,
+        }
+    }
+}
+
+/// A part of somebody else's memory, which stays there for as long as any loan of it lives: a buffer that a disk has
+/// written to, computed with where it lies.
+pub struct Loan {
+    owner: Arc<dyn Deref<Target = [u8]> + Send + Sync>,
+    range: Range<usize>,
+}
+
+impl Loan {
+    /// `None` if the owner has no such range.
+    pub fn new(owner: Arc<dyn Deref<Target = [u8]> + Send + Sync>, range: Range<usize>) -> Option<Self> {
+        owner.get(range.clone()).is_some().then_some(Self { owner, range })
+    }
+}
+
+impl Deref for Loan {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.owner[self.range.clone()]
     }
 }
 

@@ -6,6 +6,7 @@ use crate::machine;
 use crate::open::Model;
 use crate::ui::{Report, Ui, bytes, table};
 use anyhow::Context;
+use hearth_model::panels::LAYOUTS;
 use hearth_weights::quant::{self, FormatRef};
 use hearth_weights::source::{ModelFiles, TensorMeta, TokenizerFiles};
 use hearth_weights::{BundleWriter, GgufHeader, GgufWriter, HfWriter, hf_dir};
@@ -156,7 +157,7 @@ fn output_format(
 }
 
 fn write_bundle(output: &Path, model: &Model, plan: &[TensorMeta], ui: &Ui) -> anyhow::Result<()> {
-    let mut writer = BundleWriter::create(output)?;
+    let mut writer = BundleWriter::create(output)?.with_layouts(LAYOUTS);
     writer.model_files(&model.files)?;
     write_tensors(&model.files, plan, ui, |meta, bytes| writer.tensor(meta, bytes))?;
     let golden = golden::compute(&writer.preview()?, &golden::prompts(model)?)?;

@@ -1,18 +1,18 @@
-//! Transformer blocks that pass through the device: two pipelines, disk → ring and ring → device.
+//! Transformer blocks that the device does not hold.
 //!
-//! - here: the pipelines, and what they count.
+//! - here: the stream of blocks through a ring, and what it counts.
 //! - [`plan`]: what is resident and what is streamed.
 //!
-//! The first is io_uring past the page cache ([`Prefetcher`]); it needs no thread. The second is one thread that turns
-//! a block's stored bytes, from the ring or from host memory, into layers while the model computes with the one
-//! before. It hands them over one by one, in the order of the block loop, for ever: after the last block of a pass comes
-//! the first of the next. So at most [`SLOTS`](crate::placement::SLOTS) of them exist, and their bytes are charged
-//! once, at the start. Every row of a step uses a block while it is there: one fetch serves the whole batch.
+//! A bundle stores matrices as the kernels compute with them, so a block is ready as soon as its bytes are read: disk →
+//! ring past the page cache ([`Prefetcher`], io_uring), each buffer a whole block, computed with where it lies. Reading
+//! goes on by itself, in the order of the block loop and for ever: after the last block of a pass comes the first of the
+//! next. Blocks that host memory holds are read once, at the start; device and host are one memory here, and nothing is
+//! copied. Every row of a step uses a block while it is there: one fetch serves the whole batch.
 
 mod plan;
 
+pub use plan::WeightPlan;
 pub(crate) use plan::{Prepared, may_stream};
-pub use plan::{WeightPlan, link_bytes_per_second};
 
 use crate::error::Error;
 use crate::loader::{Held, Part};
@@ -20,11 +20,10 @@ use hearth_kernels::Activations;
 use hearth_memory::stream::{Ahead, Lease, Prefetcher};
 use hearth_memory::{AlignedBuffer, Charge, Kind, Ledger, NvmeFile, Tier};
 use hearth_model::{Architecture, Block};
-use std::ops::Range;
+use std::collections::HashMap;
+use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Ranges that a [`Prefetcher`] is given at a time: passes follow one another without a pause.
@@ -37,9 +36,9 @@ const MOST_AHEAD: usize = 8;
 pub struct Streamed {
     /// Passes over the model.
     pub passes: u64,
-    /// Bytes of weights read from disk, as stored.
+    /// Bytes of weights read from disk.
     pub nvme_bytes: u64,
-    /// Bytes of weights read from host memory, as stored.
+    /// Bytes of weights computed with in host memory.
     pub host_bytes: u64,
     /// Seconds that passes took, from their first block to their last.
     pub pass_s: f64,
@@ -91,14 +90,34 @@ pub(crate) struct StreamedBlock {
     pub tier: Tier,
     /// Its bytes in the file, from its first tensor to its last.
     pub range: Range<u64>,
-    /// Its parameters, each with its place in the file.
+    /// Its parameters, each with its place in the file: matrices in panels, vectors as they are.
     pub parts: Vec<(Part, Range<u64>)>,
 }
 
 impl StreamedBlock {
+    fn len(&self) -> usize {
+        (self.range.end - self.range.start) as usize
+    }
+
     /// Bytes of a buffer that holds it.
     pub fn stored_bytes(&self) -> u64 {
-        AlignedBuffer::capacity_for((self.range.end - self.range.start) as usize) as u64
+        AlignedBuffer::capacity_for(self.len()) as u64
+    }
+
+    /// The block, computing with its bytes where they lie.
+    fn build(
+        &self,
+        arch: &dyn Architecture,
+        bytes: &Shared,
+        activations: Activations,
+    ) -> Result<Box<dyn Block>, Error> {
+        let mut held = Held::default();
+        for (part, place) in &self.parts {
+            let start = (place.start - self.range.start) as usize;
+            let range = start..start + (place.end - place.start) as usize;
+            held.keep(part.spec.name.clone(), part.borrow(bytes, range, activations));
+        }
+        Ok(arch.block(self.index, &mut held)?)
     }
 }
 
@@ -123,57 +142,56 @@ pub(crate) fn look_ahead(file: &NvmeFile, range: &Range<u64>) -> Result<usize, E
     }
     let bandwidth = buffer.len() as f64 / bulk.max(1e-9);
     let ahead = 1 + (bandwidth * latency / len as f64).ceil() as usize;
-    Ok(ahead.clamp(2, MOST_AHEAD))
+    Ok(ahead.min(MOST_AHEAD))
 }
 
-/// Hands out streamed blocks in the order of the block loop.
+/// The blocks that the device does not hold.
 pub(crate) struct Stream {
-    inner: Mutex<Inner>,
+    arch: Box<dyn Architecture>,
+    activations: Activations,
+    /// Those in host memory, with their bytes.
+    hosted: HashMap<usize, (Box<dyn Block>, u64)>,
+    on_disk: Mutex<OnDisk>,
     counters: Arc<Counters>,
-    /// The slots, and what stays on disk.
-    _charges: [Charge; 2],
+    /// What stays on disk.
+    _charge: Charge,
 }
 
-struct Inner {
-    blocks: Option<Receiver<Delivery>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-struct Delivery {
-    index: usize,
-    block: Result<Box<dyn Block>, Error>,
+/// The blocks on disk, in the order of the block loop.
+struct OnDisk {
+    blocks: Vec<StreamedBlock>,
+    /// `None` without blocks.
+    ring: Option<Prefetcher>,
+    /// Which of the blocks the ring gives next.
+    next: usize,
 }
 
 impl Stream {
-    /// Reads what host memory is to hold, makes the ring and starts the thread. The bytes of slots, host memory and
-    /// ring are charged.
+    /// Reads what host memory is to hold, makes the ring and begins to read. The bytes of host memory and ring are
+    /// charged.
     ///
     /// # Errors
-    /// When a budget does not hold them, the file cannot be read, or the system gives no thread.
+    /// When a budget does not hold them, or the file cannot be read.
     pub(crate) fn start(
         arch: Box<dyn Architecture>,
         file: NvmeFile,
         blocks: Vec<StreamedBlock>,
         activations: Activations,
-        slot_bytes: u64,
         look_ahead: usize,
         ledger: &Ledger,
     ) -> Result<Self, Error> {
-        let on_disk = blocks.iter().filter(|b| b.tier == Tier::Nvme).map(StreamedBlock::stored_bytes).sum();
-        let charges = [
-            ledger.charge(Tier::Device, Kind::Staging, slot_bytes)?,
-            ledger.charge(Tier::Nvme, Kind::Weights, on_disk)?,
-        ];
-        let counters = Arc::new(Counters::default());
-        let file = Arc::new(file);
-        let held = blocks.iter().map(|b| in_host_memory(b, &file, ledger)).collect::<Result<Vec<_>, _>>()?;
-        let ring = ring(&blocks, &file, look_ahead, ledger)?;
-        let feed = Feed { arch, blocks, held, ring, activations, counters: counters.clone() };
-        let (sender, receiver) = sync_channel(0);
-        let thread =
-            std::thread::Builder::new().name("hearth-stream".into()).spawn(move || feed.run(&sender));
-        let inner = Inner { blocks: Some(receiver), thread: Some(thread.map_err(Error::Thread)?) };
-        Ok(Self { inner: Mutex::new(inner), counters, _charges: charges })
+        let (on_disk, in_memory): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|b| b.tier == Tier::Nvme);
+        let disk_bytes = on_disk.iter().map(StreamedBlock::stored_bytes).sum();
+        let charge = ledger.charge(Tier::Nvme, Kind::Weights, disk_bytes)?;
+        let mut hosted = HashMap::new();
+        for block in in_memory {
+            let bytes = block.len() as u64;
+            let buffer = read_to_host(&block, &file, ledger)?;
+            hosted.insert(block.index, (block.build(arch.as_ref(), &buffer, activations)?, bytes));
+        }
+        let ring = ring(&on_disk, file, look_ahead, ledger)?;
+        let on_disk = Mutex::new(OnDisk { blocks: on_disk, ring, next: 0 });
+        Ok(Self { arch, activations, hosted, on_disk, counters: Arc::default(), _charge: charge })
     }
 
     pub(crate) fn counters(&self) -> &Arc<Counters> {
@@ -182,135 +200,93 @@ impl Stream {
 
     /// Begins a pass. Passes of several users take turns.
     pub(crate) fn pass(&self) -> Pass<'_> {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        Pass { inner, counters: &self.counters, begun: Instant::now() }
+        let on_disk = self.on_disk.lock().unwrap_or_else(PoisonError::into_inner);
+        Pass { stream: self, on_disk, begun: Instant::now() }
     }
 }
 
 /// One walk through the streamed blocks.
 pub(crate) struct Pass<'a> {
-    inner: MutexGuard<'a, Inner>,
-    counters: &'a Counters,
+    stream: &'a Stream,
+    on_disk: MutexGuard<'a, OnDisk>,
     begun: Instant,
 }
 
 impl Pass<'_> {
-    /// Block `index`, which must come after those asked for before. What a pass that broke off left behind is passed
-    /// over.
+    /// Lends block `index`, which must come after those asked for before.
     ///
     /// # Errors
     /// When its bytes could not be read.
-    pub(crate) fn next(&mut self, index: usize) -> Result<Box<dyn Block>, Error> {
+    pub(crate) fn with(&mut self, index: usize, each: &mut dyn FnMut(&dyn Block)) -> Result<(), Error> {
+        let Stream { arch, activations, hosted, counters, .. } = self.stream;
+        if let Some((block, bytes)) = hosted.get(&index) {
+            add(&counters.host_bytes, *bytes);
+            each(block.as_ref());
+            return Ok(());
+        }
         let begun = Instant::now();
-        let receiver = self.inner.blocks.as_ref().expect("the stream lives");
-        let block = loop {
-            match receiver.recv() {
-                Ok(delivery) if delivery.index == index => break delivery.block,
-                Ok(_) => {}
-                Err(_) => break Err(Error::Config("the thread that streams weights has ended".into())),
-            }
-        };
-        add_time(&self.counters.wait_ns, begun.elapsed());
-        block
+        let lease = self.on_disk.read(index, &counters.nvme_bytes);
+        add_time(&counters.wait_ns, begun.elapsed());
+        let (block, lease) = lease?;
+        // The block ends here, and its buffer goes back to be read into.
+        each(block.build(arch.as_ref(), &lease, *activations)?.as_ref());
+        Ok(())
     }
 }
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        add(&self.counters.passes, 1);
-        add_time(&self.counters.pass_ns, self.begun.elapsed());
+        add(&self.stream.counters.passes, 1);
+        add_time(&self.stream.counters.pass_ns, self.begun.elapsed());
     }
 }
 
-impl Drop for Stream {
-    fn drop(&mut self) {
-        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // The thread ends when nobody takes its blocks any more.
-        inner.blocks = None;
-        if let Some(thread) = inner.thread.take() {
-            thread.join().ok();
+/// Bytes that are given back to their owner when the last matrix made of them is gone.
+type Shared = Arc<dyn Deref<Target = [u8]> + Send + Sync>;
+
+impl OnDisk {
+    /// The bytes of block `index`. What a pass that broke off left unread is passed over.
+    fn read(&mut self, index: usize, counter: &AtomicU64) -> Result<(&StreamedBlock, Shared), Error> {
+        loop {
+            let ring = self.ring.as_mut().expect("a block that is nowhere else is on disk");
+            let at = self.next;
+            // One that cannot be read is passed over too.
+            self.next = (at + 1) % self.blocks.len();
+            let lease = next(ring)?;
+            add(counter, lease.len() as u64);
+            if self.blocks[at].index == index {
+                return Ok((&self.blocks[at], Arc::new(lease)));
+            }
         }
     }
 }
 
-/// The bytes of a block that lies in host memory.
-fn in_host_memory(
-    block: &StreamedBlock,
-    file: &NvmeFile,
-    ledger: &Ledger,
-) -> Result<Option<AlignedBuffer>, Error> {
-    if block.tier != Tier::Host {
-        return Ok(None);
-    }
-    let len = (block.range.end - block.range.start) as usize;
-    let mut buffer = AlignedBuffer::charged(ledger, Tier::Host, Kind::Weights, len)?;
+/// The bytes of a block, read into host memory to stay there.
+fn read_to_host(block: &StreamedBlock, file: &NvmeFile, ledger: &Ledger) -> Result<Shared, Error> {
+    let mut buffer = AlignedBuffer::charged(ledger, Tier::Host, Kind::Weights, block.len())?;
     file.read_at(block.range.start, &mut buffer)?;
-    Ok(Some(buffer))
+    Ok(Arc::new(buffer))
 }
 
 /// The ring for the blocks on disk, if there are some.
 fn ring(
-    blocks: &[StreamedBlock],
-    file: &Arc<NvmeFile>,
+    on_disk: &[StreamedBlock],
+    file: NvmeFile,
     look_ahead: usize,
     ledger: &Ledger,
 ) -> Result<Option<Prefetcher>, Error> {
-    let on_disk: Vec<Range<u64>> =
-        blocks.iter().filter(|b| b.tier == Tier::Nvme).map(|b| b.range.clone()).collect();
     if on_disk.is_empty() {
         return Ok(None);
     }
     let passes = (RANGES / on_disk.len()).max(1);
-    let sequence = on_disk.iter().cycle().take(passes * on_disk.len()).cloned().collect();
+    let ranges = on_disk.iter().map(|b| b.range.clone()).cycle();
+    let sequence = ranges.take(passes * on_disk.len()).collect();
     let ahead = Ahead { look_ahead, leases: 1 };
-    Ok(Some(Prefetcher::new(file.clone(), sequence, ahead, ledger, Tier::Host)?))
-}
-
-/// The thread's side.
-struct Feed {
-    arch: Box<dyn Architecture>,
-    blocks: Vec<StreamedBlock>,
-    /// Beside `blocks`.
-    held: Vec<Option<AlignedBuffer>>,
-    ring: Option<Prefetcher>,
-    activations: Activations,
-    counters: Arc<Counters>,
-}
-
-impl Feed {
-    fn run(mut self, sender: &SyncSender<Delivery>) {
-        for i in (0..self.blocks.len()).cycle() {
-            let delivery = Delivery { index: self.blocks[i].index, block: self.build(i) };
-            if sender.send(delivery).is_err() {
-                return;
-            }
-        }
-    }
-
-    fn build(&mut self, i: usize) -> Result<Box<dyn Block>, Error> {
-        let lease = match (&self.held[i], &mut self.ring) {
-            (None, Some(ring)) => Some(read(ring)?),
-            _ => None,
-        };
-        let (bytes, counter): (&[u8], _) = match (&lease, &self.held[i]) {
-            (Some(lease), _) => (lease, &self.counters.nvme_bytes),
-            (None, held) => (held.as_deref().unwrap_or_default(), &self.counters.host_bytes),
-        };
-        add(counter, bytes.len() as u64);
-        let block = &self.blocks[i];
-        let mut held = Held::default();
-        for (part, place) in &block.parts {
-            let start = (place.start - block.range.start) as usize;
-            let stored = &bytes[start..start + (place.end - place.start) as usize];
-            held.keep(part.spec.name.clone(), part.unpack(stored, self.activations, None));
-        }
-        drop(lease);
-        Ok(self.arch.block(block.index, &mut held)?)
-    }
+    Ok(Some(Prefetcher::new(Arc::new(file), sequence, ahead, ledger, Tier::Host)?))
 }
 
 /// The next range of the endless sequence.
-fn read(ring: &mut Prefetcher) -> Result<Lease, Error> {
+fn next(ring: &mut Prefetcher) -> Result<Lease, Error> {
     loop {
         match ring.next()? {
             Some(lease) => return Ok(lease),

@@ -9,11 +9,11 @@ use hearth_kernels::Activations;
 use hearth_kernels::paged::KvType;
 use hearth_memory::stream::Ahead;
 use hearth_memory::{Ledger, NvmeFile, Tier};
+use hearth_model::panels::PANELS;
 use hearth_model::{Group, architecture};
 use hearth_weights::{ModelConfig, ModelFiles};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 /// Where a model's weights will lie within the budgets of a ledger.
 #[derive(Clone, Debug)]
@@ -54,32 +54,9 @@ impl WeightPlan {
         let (fixed, blocks) = split(parts, blocks);
         let packed = |parts: &Vec<Part>| BlockBytes { packed: bytes(parts), stored: 0 };
         let blocks: Vec<BlockBytes> = blocks.iter().map(packed).collect();
-        let placement = Placement { tiers: vec![Tier::Device; blocks.len()], slot_bytes: 0, ring_bytes: 0 };
+        let placement = Placement { tiers: vec![Tier::Device; blocks.len()], ring_bytes: 0 };
         Self { blocks, fixed: bytes(&fixed), placement, kv_type, look_ahead: 0 }
     }
-}
-
-/// Stored bytes per second that become layers: the link between host memory and the device, where both are main memory.
-///
-/// # Errors
-/// When the model cannot be read.
-pub fn link_bytes_per_second(files: &ModelFiles) -> Result<f64, Error> {
-    let arch = architecture(&files.config)?;
-    let parts: Vec<Part> = Part::all(arch.as_ref(), files)?;
-    let block: Vec<Part> = parts.into_iter().filter(|p| p.spec.group == Group::Block(0)).collect();
-    let mut best = 0f64;
-    for _ in 0..3 {
-        let (mut stored, mut time) = (0, Duration::ZERO);
-        for part in &block {
-            let bytes = files.tensors.bytes(&part.spec.name)?;
-            let begun = Instant::now();
-            drop(part.unpack(&bytes, Activations::F32, None));
-            time += begun.elapsed();
-            stored += bytes.len();
-        }
-        best = best.max(stored as f64 / time.as_secs_f64().max(1e-9));
-    }
-    Ok(best)
 }
 
 /// Whether the user said where weights may lie that the device does not hold.
@@ -132,9 +109,15 @@ impl Prepared {
             return Err(Error::Config("a model without transformer blocks cannot be streamed".into()));
         };
         let file = NvmeFile::open(&path)?;
-        let look_ahead = look_ahead(&file, &first.range)?;
+        let wished = look_ahead(&file, &first.range)?;
         let sizes: Vec<BlockBytes> = blocks.iter().map(size).collect();
-        let placement = decide(&files.config, kv_type, sizes.clone(), fixed, look_ahead, ledger)?;
+        let decide = |ahead| decide(&files.config, kv_type, sizes.clone(), fixed, ahead, ledger);
+        // A tight budget reads ahead less; one block ahead keeps a disk busy that blocks are waited for.
+        let fitting = (1..=wished).rev().find_map(|ahead| Some((decide(ahead).ok()?, ahead)));
+        let (placement, look_ahead) = match fitting {
+            Some(found) => found,
+            None => (decide(1)?, 1),
+        };
         let mut streamed = Vec::new();
         for (mut block, tier) in blocks.into_iter().zip(&placement.tiers) {
             block.tier = *tier;
@@ -163,7 +146,12 @@ fn locate(
     let mut located: Vec<(Part, Range<u64>)> = Vec::with_capacity(parts.len());
     let mut stored = 0;
     for part in parts {
-        let place = files.tensors.place(&part.spec.name).ok_or_else(|| unstreamable(files))?;
+        let name = &part.spec.name;
+        let place = match part.spec.shape.len() {
+            2 => files.tensors.image(name).filter(|image| image.layout == PANELS).map(|image| image.place),
+            _ => files.tensors.place(name),
+        };
+        let place = place.ok_or_else(|| unstreamable(files))?;
         if *path.get_or_insert_with(|| place.path.clone()) != place.path {
             return Err(unstreamable(files));
         }
@@ -183,8 +171,8 @@ fn locate(
 fn unstreamable(files: &ModelFiles) -> Error {
     let path = files.path.display();
     Error::Config(format!(
-        "the device does not hold all weights, and {path} cannot be streamed: that takes a bundle with each block's \
-         tensors side by side; make one with `hearth convert {path} -o DIR --to bundle`"
+        "the device does not hold all weights, and {path} cannot be streamed: that takes a bundle as this version \
+         writes it; make one with `hearth convert {path} -o DIR --to bundle`"
     ))
 }
 

@@ -1,4 +1,4 @@
-//! Blocks that pass through the device: the same bits as resident ones, within every budget, each read once a step.
+//! Blocks that the device does not hold: the same bits as resident ones, within every budget, each read once a step.
 
 use crate::fixtures::*;
 use crate::formats::{Held, converted};
@@ -6,6 +6,7 @@ use hearth_engine::api::{Event, Request};
 use hearth_engine::{Activations, Engine, EngineConfig, LoadedModel, Scorer, WeightPlan, footprint};
 use hearth_kernels::paged::KvType;
 use hearth_memory::{Budget, Ledger, Size, Tier};
+use hearth_model::panels::LAYOUTS;
 use hearth_weights::{BundleWriter, FormatRef, ModelConfig, ModelFiles, TensorMeta, TokenizerFiles, quant};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,14 +50,25 @@ fn deep() -> ModelFiles {
 fn bundle(format: FormatRef, directory: &Path) -> ModelFiles {
     let files = converted(&deep(), format, false);
     let path = directory.join("bundle");
-    let mut writer = BundleWriter::create(&path).expect("a new directory");
+    let mut writer = BundleWriter::create(&path).expect("a new directory").with_layouts(LAYOUTS);
     writer.model_files(&files).expect("writable");
     for spec in hearth_model::params(hearth_model::architecture(&files.config).expect("known").as_ref()) {
         let bytes = files.tensors.bytes(&spec.name).expect("there");
         writer.tensor(files.tensors.meta(&spec.name).expect("there"), &bytes).expect("writable");
     }
     writer.finish().expect("complete");
-    hearth_weights::open(&path).expect("just written")
+    let written = hearth_model::open(&path).expect("just written");
+    for meta in files.tensors.tensors() {
+        let rows = |files: &ModelFiles| files.tensors.bytes(&meta.name).expect("there").into_owned();
+        assert!(rows(&written) == rows(&files), "{format:?} {}", meta.name);
+        assert_eq!(
+            written.tensors.image(&meta.name).is_some(),
+            meta.shape.len() == 2,
+            "{format:?} {}",
+            meta.name
+        );
+    }
+    written
 }
 
 /// Blocks in host memory that are enough for the deepest ring, and not for all.
@@ -74,7 +86,7 @@ fn sizes(files: &ModelFiles) -> Sizes {
     assert!(plan.placement.is_resident());
     let packed = plan.blocks[0].packed;
     let needs = footprint::streaming_needs(&files.config, KvType::F32, plan.blocks, plan.fixed, 1);
-    let device = plan.fixed + 2 * packed + needs.working + needs.least_kv.0;
+    let device = plan.fixed + needs.working + needs.least_kv.0;
     let probe = Budget { device: Some(Size(device)), host: Some(Size(1 << 30)), nvme: None };
     let stored = WeightPlan::new(files, Activations::F32, &Ledger::new(probe))
         .expect("host memory holds all")

@@ -1,6 +1,7 @@
 //! `manifest.json`: what a bundle consists of.
 
 use super::MANIFEST;
+use super::layout::{self, Layout};
 use crate::Error;
 use crate::mapped::read_json;
 use crate::quant;
@@ -13,8 +14,8 @@ use std::path::Path;
 
 /// What `format` says.
 const FORMAT: &str = "hearth-bundle";
-/// The version this code writes and reads.
-const VERSION: u64 = 1;
+/// The version this code writes. It also reads version 1, which had no layouts.
+const VERSION: u64 = 2;
 /// Largest manifest read.
 const LIMIT: u64 = 256 << 20;
 
@@ -31,6 +32,9 @@ pub(super) struct TensorRow {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
     pub(super) format: String,
+    /// How a matrix is stored; absent = row by row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) layout: Option<String>,
     /// Where it starts in `weights.bin`.
     pub(super) offset: u64,
     pub(super) bytes: u64,
@@ -90,23 +94,42 @@ fn check_version(file: &Path, json: &Map<String, Value>) -> Result<(), Error> {
         ));
     }
     match json.get("version").and_then(Value::as_u64) {
-        Some(VERSION) => Ok(()),
+        Some(1..=VERSION) => Ok(()),
         other => {
             let found = other.map_or("missing".to_owned(), |v| v.to_string());
             let what =
-                format!("bundle version {found}, this hearth reads {VERSION}: convert the model again");
+                format!("bundle version {found}, this hearth reads 1 to {VERSION}: convert the model again");
             Err(Error::unsupported(file, what))
         }
     }
 }
 
 impl TensorRow {
-    /// The row as a tensor, checked against the size of `weights.bin`.
-    pub(super) fn checked(&self, file: &Path, weights_bytes: u64) -> Result<TensorMeta, Error> {
+    /// The row as a tensor and its layout, checked against the size of `weights.bin`.
+    pub(super) fn checked(
+        &self,
+        file: &Path,
+        weights_bytes: u64,
+        layouts: &'static [Layout],
+    ) -> Result<(TensorMeta, Option<&'static Layout>), Error> {
         let lies = |what: String| Error::tensor(file, &self.name, what);
         let format = quant::by_name(&self.format).map_err(|e| lies(e.to_string()))?;
-        let bytes = quant::byte_len(format, &self.shape)
+        let rows = quant::byte_len(format, &self.shape)
             .ok_or_else(|| lies(format!("shape {:?} is not whole blocks of {}", self.shape, self.format)))?;
+        let meta = TensorMeta { name: self.name.clone(), shape: self.shape.clone(), format };
+        let (layout, bytes) = match &self.layout {
+            None => (None, rows),
+            Some(name) => {
+                let unknown = || {
+                    let what =
+                        format!("it is stored as {name:?}, which is not known here; convert the model again");
+                    lies(what)
+                };
+                let layout = layout::by_name(layouts, name).ok_or_else(unknown)?;
+                let none = || lies(format!("{:?} in {} cannot be stored as {name}", self.shape, self.format));
+                (Some(layout), (layout.bytes)(&meta).ok_or_else(none)?)
+            }
+        };
         if bytes as u64 != self.bytes || bytes == 0 {
             return Err(lies(format!(
                 "{:?} in {} takes {bytes} bytes, not {}",
@@ -119,7 +142,7 @@ impl TensorRow {
                 format!("{} bytes at {} reach past weights.bin ({weights_bytes})", self.bytes, self.offset);
             return Err(lies(what));
         }
-        Ok(TensorMeta { name: self.name.clone(), shape: self.shape.clone(), format })
+        Ok((meta, layout))
     }
 }
 

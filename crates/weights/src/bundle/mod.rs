@@ -4,15 +4,17 @@
 //! config.json           as in a Hugging Face directory
 //! tokenizer.json …      or vocabulary.json, from a GGUF file
 //! chat_template.jinja
-//! weights.bin           tensors in execution order, each at a multiple of 4096 bytes
+//! weights.bin           tensors in execution order, each at a multiple of 4096 bytes, matrices in a [`Layout`]
 //! golden.json           prompts with the logits they must give
 //! manifest.json         written last: version, length and sha256 of each part, tensor table, its own sha256
 //! ```
 
+mod layout;
 mod manifest;
 mod reader;
 mod writer;
 
+pub use layout::Layout;
 pub use reader::{BundleSource, golden, is_bundle, open_bundle};
 pub use writer::BundleWriter;
 

@@ -1,5 +1,6 @@
 //! Opens a bundle: every part is hashed before anything is believed.
 
+use super::layout::Layout;
 use super::manifest::{Manifest, Part, TensorRow, hex};
 use super::{GOLDEN, MANIFEST, WEIGHTS};
 use crate::Error;
@@ -7,7 +8,9 @@ use crate::config::ModelConfig;
 use crate::hf_dir::VOCABULARY_FILE;
 use crate::mapped::{Mapped, read_json, read_text};
 use crate::safetensors::is_plain_name;
-use crate::source::{FileRange, ModelFiles, TensorMeta, TensorSource, TokenizerFiles, missing, position};
+use crate::source::{
+    FileRange, Image, ModelFiles, TensorMeta, TensorSource, TokenizerFiles, missing, position,
+};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
@@ -25,11 +28,11 @@ pub fn is_bundle(path: &Path) -> bool {
     path.join(MANIFEST).is_file() && !path.join("model.safetensors").is_file()
 }
 
-/// Opens a bundle and verifies it.
+/// Opens a bundle and verifies it. `layouts` are those that its matrices may be stored in.
 ///
 /// # Errors
 /// [`Error::HashMismatch`] naming the part; [`Error::Damaged`] for a missing part or one of another length.
-pub fn open_bundle(path: &Path) -> Result<ModelFiles, Error> {
+pub fn open_bundle(path: &Path, layouts: &'static [Layout]) -> Result<ModelFiles, Error> {
     let manifest = Manifest::read(path)?;
     for name in ["config.json", WEIGHTS] {
         if !manifest.parts.contains_key(name) {
@@ -44,7 +47,7 @@ pub fn open_bundle(path: &Path) -> Result<ModelFiles, Error> {
         path: path.to_owned(),
         config: ModelConfig::from_hf(&hf_config).map_err(|e| e.in_file(&config_path))?,
         hf_config,
-        tensors: Box::new(BundleSource::new(path, &manifest.tensors)?),
+        tensors: Box::new(BundleSource::new(path, &manifest.tensors, layouts)?),
         tokenizer: tokenizer(path, has)?,
         chat_template: match has("chat_template.jinja") {
             true => Some(read_text(&path.join("chat_template.jinja"), TEXT_LIMIT)?),
@@ -119,24 +122,40 @@ pub struct BundleSource {
     weights: Mapped,
     metas: Vec<TensorMeta>,
     /// Beside `metas`.
-    places: Vec<Range<usize>>,
+    stored: Vec<Stored>,
+}
+
+/// Where and how a tensor lies in the file.
+struct Stored {
+    place: Range<usize>,
+    /// `None` = row by row.
+    layout: Option<&'static Layout>,
 }
 
 impl BundleSource {
-    pub(super) fn new(path: &Path, rows: &[TensorRow]) -> Result<BundleSource, Error> {
+    pub(super) fn new(
+        path: &Path,
+        rows: &[TensorRow],
+        layouts: &'static [Layout],
+    ) -> Result<BundleSource, Error> {
         let file = path.join(WEIGHTS);
         let weights = Mapped::open(&file)?;
         let mut table = Vec::with_capacity(rows.len());
         for row in rows {
-            let meta = row.checked(&file, weights.bytes().len() as u64)?;
-            table.push((meta, row.offset as usize..(row.offset + row.bytes) as usize));
+            let (meta, layout) = row.checked(&file, weights.bytes().len() as u64, layouts)?;
+            let place = row.offset as usize..(row.offset + row.bytes) as usize;
+            table.push((meta, Stored { place, layout }));
         }
         table.sort_by(|a, b| a.0.name.cmp(&b.0.name));
-        let (metas, places): (Vec<TensorMeta>, Vec<_>) = table.into_iter().unzip();
+        let (metas, stored): (Vec<TensorMeta>, Vec<_>) = table.into_iter().unzip();
         if let Some(pair) = metas.windows(2).find(|p| p[0].name == p[1].name) {
             return Err(Error::tensor(&file, &pair[0].name, "the manifest lists it twice"));
         }
-        Ok(BundleSource { path: path.to_owned(), weights, metas, places })
+        Ok(BundleSource { path: path.to_owned(), weights, metas, stored })
+    }
+
+    fn file_range(&self, place: &Range<usize>) -> FileRange {
+        FileRange { path: self.path.join(WEIGHTS), range: place.start as u64..place.end as u64 }
     }
 }
 
@@ -146,21 +165,32 @@ impl TensorSource for BundleSource {
     }
 
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, Error> {
-        match position(&self.metas, name) {
-            Some(at) => Ok(Cow::Borrowed(&self.weights.bytes()[self.places[at].clone()])),
-            None => Err(missing(&self.path, &self.metas, name)),
-        }
+        let Some(at) = position(&self.metas, name) else {
+            return Err(missing(&self.path, &self.metas, name));
+        };
+        let Stored { place, layout } = &self.stored[at];
+        let bytes = &self.weights.bytes()[place.clone()];
+        Ok(match layout {
+            None => Cow::Borrowed(bytes),
+            Some(layout) => Cow::Owned((layout.unpack)(&self.metas[at], bytes)),
+        })
     }
 
     fn release(&self, name: &str) {
         if let Some(at) = position(&self.metas, name) {
-            self.weights.release(self.places[at].clone());
+            self.weights.release(self.stored[at].place.clone());
         }
     }
 
     fn place(&self, name: &str) -> Option<FileRange> {
-        let place = &self.places[position(&self.metas, name)?];
-        Some(FileRange { path: self.path.join(WEIGHTS), range: place.start as u64..place.end as u64 })
+        let stored = &self.stored[position(&self.metas, name)?];
+        stored.layout.is_none().then(|| self.file_range(&stored.place))
+    }
+
+    fn image(&self, name: &str) -> Option<Image<'_>> {
+        let Stored { place, layout } = &self.stored[position(&self.metas, name)?];
+        let bytes = &self.weights.bytes()[place.clone()];
+        Some(Image { layout: (*layout)?.name, bytes, place: self.file_range(place) })
     }
 
     fn origin(&self) -> &Path {

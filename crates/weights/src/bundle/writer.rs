@@ -1,5 +1,6 @@
 //! Writes a bundle, one tensor in memory at a time.
 
+use super::layout::Layout;
 use super::manifest::{Manifest, Part, TensorRow, hex};
 use super::reader::BundleSource;
 use super::{ALIGNMENT, GOLDEN, MANIFEST, WEIGHTS};
@@ -10,6 +11,7 @@ use crate::staged::StagedDir;
 use crate::{Error, hf_dir};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
@@ -24,6 +26,7 @@ pub struct BundleWriter {
     weights_hash: Sha256,
     weights_bytes: u64,
     tensors: Vec<TensorRow>,
+    layouts: &'static [Layout],
 }
 
 impl BundleWriter {
@@ -42,7 +45,14 @@ impl BundleWriter {
             weights_hash: Sha256::new(),
             weights_bytes: 0,
             tensors: vec![],
+            layouts: &[],
         })
+    }
+
+    /// Stores each matrix in the first of these that applies to it, and row by row where none does.
+    pub fn with_layouts(mut self, layouts: &'static [Layout]) -> BundleWriter {
+        self.layouts = layouts;
+        self
     }
 
     /// Adds a whole part: `config.json`, tokenizer files, `golden.json`.
@@ -69,7 +79,7 @@ impl BundleWriter {
         self.file(GOLDEN, bytes)
     }
 
-    /// Adds the next tensor in execution order: bytes in the format `meta` gives.
+    /// Adds the next tensor in execution order: bytes in the format `meta` gives, row by row.
     ///
     /// # Errors
     /// [`Error::Tensor`] for a repeated name or a wrong length; [`Error::Io`].
@@ -84,13 +94,19 @@ impl BundleWriter {
         }
         let offset = self.weights_bytes.next_multiple_of(ALIGNMENT);
         self.append(&vec![0; (offset - self.weights_bytes) as usize])?;
-        self.append(bytes)?;
+        let layout = self.layouts.iter().find(|layout| (layout.bytes)(meta).is_some());
+        let stored = match layout {
+            Some(layout) => Cow::Owned((layout.pack)(meta, bytes)),
+            None => Cow::Borrowed(bytes),
+        };
+        self.append(&stored)?;
         self.tensors.push(TensorRow {
             name: meta.name.clone(),
             shape: meta.shape.clone(),
             format: meta.format.name().to_owned(),
+            layout: layout.map(|layout| layout.name.to_owned()),
             offset,
-            bytes: bytes.len() as u64,
+            bytes: stored.len() as u64,
         });
         Ok(())
     }
@@ -112,7 +128,7 @@ impl BundleWriter {
         Ok(ModelFiles {
             path: path.to_owned(),
             config: ModelConfig::from_hf(&hf_config)?,
-            tensors: Box::new(BundleSource::new(path, &self.tensors)?),
+            tensors: Box::new(BundleSource::new(path, &self.tensors, self.layouts)?),
             hf_config,
             tokenizer: TokenizerFiles::None,
             chat_template: None,

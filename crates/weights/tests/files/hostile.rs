@@ -2,7 +2,8 @@
 
 use crate::common::{fixture, values};
 use hearth_weights::bundle::BundleWriter;
-use hearth_weights::{Error, TensorMeta, encode, open, open_adapter};
+use hearth_weights::{Error, Layout, TensorMeta, encode, open, open_adapter, open_with};
+use sha2::Digest;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -373,6 +374,43 @@ fn any_altered_byte_of_a_bundle_is_noticed_and_its_part_named() {
     open(&path).unwrap();
 }
 
+/// A manifest changed by somebody who also puts its hash right.
+fn forge(bundle: &Path, change: impl Fn(&mut serde_json::Value)) {
+    let file = bundle.join("manifest.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    json.as_object_mut().unwrap().remove("sha256");
+    change(&mut json);
+    let hash = sha2::Sha256::digest(json.to_string());
+    json["sha256"] = hash.iter().map(|b| format!("{b:02x}")).collect::<String>().into();
+    std::fs::write(&file, json.to_string()).unwrap();
+}
+
+#[test]
+fn a_layout_that_is_unknown_or_does_not_apply_is_refused_by_name() {
+    let directory = bundle();
+    let path = directory.path().join("b");
+    forge(&path, |json| json["tensors"][1]["layout"] = "panels99".into());
+    let message = open(&path).err().unwrap().to_string();
+    assert!(message.contains("\"panels99\"") && message.contains("convert the model again"), "{message}");
+    forge(&path, |json| json["tensors"][1]["layout"] = "none".into());
+    static NONE: [Layout; 1] = [Layout {
+        name: "none",
+        bytes: |_| None,
+        pack: |_, rows| rows.to_vec(),
+        unpack: |_, rows| rows.to_vec(),
+    }];
+    let message = open_with(&path, &NONE).err().unwrap().to_string();
+    assert!(message.contains("cannot be stored as none"), "{message}");
+}
+
+#[test]
+fn a_bundle_from_before_there_were_layouts_is_read() {
+    let directory = bundle();
+    let path = directory.path().join("b");
+    forge(&path, |json| json["version"] = 1.into());
+    assert!(!open(&path).unwrap().tensors.tensors().is_empty());
+}
+
 #[test]
 fn altered_manifests_are_refused() {
     let directory = bundle();
@@ -380,7 +418,7 @@ fn altered_manifests_are_refused() {
     let file = path.join("manifest.json");
     let good = std::fs::read_to_string(&file).unwrap();
     let edits = [
-        ("\"version\": 1", "\"version\": 2", "bundle version 2, this hearth reads 1"),
+        ("\"version\": 2", "\"version\": 3", "bundle version 3, this hearth reads 1 to 2"),
         ("hearth-bundle", "other-bundle", "format is not"),
         ("\"offset\": 4096", "\"offset\": 8192", "sha256 of manifest.json"),
         ("\"f32\"", "\"f16\"", "sha256 of manifest.json"),

@@ -5,8 +5,8 @@ use hearth_weights::bundle::{self, BundleWriter};
 use hearth_weights::quant::{self, by_name};
 use hearth_weights::safetensors::{SafetensorsSource, SafetensorsWriter};
 use hearth_weights::{
-    AdapterSpec, Error, GgufHeader, GgufVocabulary, GgufWriter, HfWriter, ModelConfig, ModelFiles,
-    RopeConfig, RopeScaling, TensorMeta, TensorSource, TokenizerFiles, encode, open, open_adapter,
+    AdapterSpec, Error, GgufHeader, GgufVocabulary, GgufWriter, HfWriter, Layout, ModelConfig, ModelFiles,
+    RopeConfig, RopeScaling, TensorMeta, TensorSource, TokenizerFiles, encode, open, open_adapter, open_with,
     storage_format, write_adapter,
 };
 use std::collections::BTreeMap;
@@ -62,6 +62,40 @@ fn write_bundle(to: &Path, model: &ModelFiles, format: Option<&str>) {
     }
     writer.golden(b"{\"prompts\": []}").unwrap();
     writer.finish().unwrap();
+}
+
+/// Matrices backwards, behind a byte of padding.
+static BACKWARDS: [Layout; 1] = [Layout {
+    name: "backwards",
+    bytes: |meta| (meta.shape.len() == 2).then(|| meta.byte_len() + 1),
+    pack: |_, rows| [0].into_iter().chain(rows.iter().rev().copied()).collect(),
+    unpack: |_, stored| stored[1..].iter().rev().copied().collect(),
+}];
+
+#[test]
+fn a_bundle_in_a_layout_gives_the_rows_back_and_the_image_to_those_who_ask() {
+    let model = open(&fixture("llama")).unwrap();
+    let directory = scratch();
+    let to = directory.path().join("b");
+    let mut writer = BundleWriter::create(&to).unwrap().with_layouts(&BACKWARDS);
+    writer.model_files(&model).unwrap();
+    for meta in model.tensors.tensors() {
+        writer.tensor(meta, &model.tensors.bytes(&meta.name).unwrap()).unwrap();
+    }
+    assert_same(&*writer.preview().unwrap().tensors, &*model.tensors);
+    writer.finish().unwrap();
+    let back = open_with(&to, &BACKWARDS).unwrap();
+    assert_same(&*back.tensors, &*model.tensors);
+    for meta in model.tensors.tensors() {
+        let (image, place) = (back.tensors.image(&meta.name), back.tensors.place(&meta.name));
+        assert_eq!((image.is_some(), place.is_some()), (meta.shape.len() == 2, meta.shape.len() != 2));
+        if let Some(image) = image {
+            let rows = model.tensors.bytes(&meta.name).unwrap();
+            assert!(image.layout == "backwards" && image.bytes[1..].iter().eq(rows.iter().rev()));
+            let file = std::fs::read(&image.place.path).unwrap();
+            assert!(file[image.place.range.start as usize..image.place.range.end as usize] == *image.bytes);
+        }
+    }
 }
 
 fn assert_same(found: &dyn TensorSource, expected: &dyn TensorSource) {

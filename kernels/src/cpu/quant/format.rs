@@ -1,4 +1,4 @@
-//! What the block formats of ggml say. A format is one reader and one line in [`FORMATS`].
+//! What the block formats of ggml say. A format is a reader, its inverse, and one line in [`FORMATS`].
 
 use super::{BLOCK, SUPER};
 
@@ -18,6 +18,8 @@ pub struct QuantFormat {
     pub scales: ScaleKind,
     /// Reads 32 weights, number `inner`, of a file block.
     pub read: fn(&[u8], usize) -> Content,
+    /// Writes them into a file block that is zero there.
+    pub write: fn(&mut [u8], usize, &Content),
 }
 
 /// Scales of a panel: each entry has a value for each of its 16 rows.
@@ -72,26 +74,118 @@ pub struct Content {
 
 /// Every format with a panel layout.
 pub static FORMATS: &[QuantFormat] = &[
-    simple("q8_0", 8, 128, 34, ScaleKind::Half, |block, _| content(block, None, |i| block[2 + i] ^ 0x80)),
-    simple("q4_0", 4, 8, 18, ScaleKind::Half, |block, _| content(block, None, |i| nibble(&block[2..], i))),
-    simple("q4_1", 4, 0, 20, ScaleKind::HalfMin, |block, _| {
-        content(block, Some(2), |i| nibble(&block[4..], i))
-    }),
-    simple("q5_0", 5, 16, 22, ScaleKind::Half, |block, _| {
-        content(block, None, |i| five_bits(&block[2..], i))
-    }),
-    simple("q5_1", 5, 0, 24, ScaleKind::HalfMin, |block, _| {
-        content(block, Some(2), |i| five_bits(&block[4..], i))
-    }),
-    superblock("q4_k", 4, 0, 144, ScaleKind::SuperMin, |block, inner| Content {
-        inner: k_scales(&block[4..16], inner),
-        ..content(block, Some(2), |i| k_nibble(&block[16..], inner, i))
-    }),
-    superblock("q5_k", 5, 0, 176, ScaleKind::SuperMin, |block, inner| Content {
-        inner: k_scales(&block[4..16], inner),
-        ..content(block, Some(2), |i| k_nibble(&block[48..], inner, i) | ((block[16 + i] >> inner) & 1) << 4)
-    }),
-    superblock("q6_k", 6, 32, 210, ScaleKind::SuperSigned, read_q6_k),
+    QuantFormat {
+        name: "q8_0",
+        bits: 8,
+        zero: 128,
+        block: BLOCK,
+        block_bytes: 34,
+        scales: ScaleKind::Half,
+        read: |block, _| content(block, None, |i| block[2 + i] ^ 0x80),
+        write: |block, _, from| {
+            put_scales(block, None, from);
+            from.codes.iter().zip(&mut block[2..]).for_each(|(code, byte)| *byte = code ^ 0x80);
+        },
+    },
+    QuantFormat {
+        name: "q4_0",
+        bits: 4,
+        zero: 8,
+        block: BLOCK,
+        block_bytes: 18,
+        scales: ScaleKind::Half,
+        read: |block, _| content(block, None, |i| nibble(&block[2..], i)),
+        write: |block, _, from| {
+            put_scales(block, None, from);
+            put_nibbles(&mut block[2..], from);
+        },
+    },
+    QuantFormat {
+        name: "q4_1",
+        bits: 4,
+        zero: 0,
+        block: BLOCK,
+        block_bytes: 20,
+        scales: ScaleKind::HalfMin,
+        read: |block, _| content(block, Some(2), |i| nibble(&block[4..], i)),
+        write: |block, _, from| {
+            put_scales(block, Some(2), from);
+            put_nibbles(&mut block[4..], from);
+        },
+    },
+    QuantFormat {
+        name: "q5_0",
+        bits: 5,
+        zero: 16,
+        block: BLOCK,
+        block_bytes: 22,
+        scales: ScaleKind::Half,
+        read: |block, _| content(block, None, |i| five_bits(&block[2..], i)),
+        write: |block, _, from| {
+            put_scales(block, None, from);
+            put_five_bits(&mut block[2..], from);
+        },
+    },
+    QuantFormat {
+        name: "q5_1",
+        bits: 5,
+        zero: 0,
+        block: BLOCK,
+        block_bytes: 24,
+        scales: ScaleKind::HalfMin,
+        read: |block, _| content(block, Some(2), |i| five_bits(&block[4..], i)),
+        write: |block, _, from| {
+            put_scales(block, Some(2), from);
+            put_five_bits(&mut block[4..], from);
+        },
+    },
+    QuantFormat {
+        name: "q4_k",
+        bits: 4,
+        zero: 0,
+        block: SUPER,
+        block_bytes: 144,
+        scales: ScaleKind::SuperMin,
+        read: |block, inner| Content {
+            inner: k_scales(&block[4..16], inner),
+            ..content(block, Some(2), |i| k_nibble(&block[16..], inner, i))
+        },
+        write: |block, inner, from| {
+            put_scales(block, Some(2), from);
+            put_k_scales(&mut block[4..16], inner, from.inner);
+            put_k_nibbles(&mut block[16..], inner, from);
+        },
+    },
+    QuantFormat {
+        name: "q5_k",
+        bits: 5,
+        zero: 0,
+        block: SUPER,
+        block_bytes: 176,
+        scales: ScaleKind::SuperMin,
+        read: |block, inner| Content {
+            inner: k_scales(&block[4..16], inner),
+            ..content(block, Some(2), |i| {
+                k_nibble(&block[48..], inner, i) | ((block[16 + i] >> inner) & 1) << 4
+            })
+        },
+        write: |block, inner, from| {
+            put_scales(block, Some(2), from);
+            put_k_scales(&mut block[4..16], inner, from.inner);
+            put_k_nibbles(&mut block[48..], inner, from);
+            from.codes.iter().zip(&mut block[16..]).for_each(|(code, byte)| *byte |= (code >> 4) << inner);
+        },
+    },
+    QuantFormat {
+        name: "q6_k",
+        bits: 6,
+        zero: 32,
+        block: SUPER,
+        block_bytes: 210,
+        scales: ScaleKind::SuperSigned,
+        read: read_q6_k,
+        write: write_q6_k,
+    },
 ];
 
 /// The format called `name`, if it has a panel layout.
@@ -109,28 +203,6 @@ impl QuantFormat {
     pub(super) const fn block_codes(&self) -> usize {
         64 * self.bits as usize
     }
-}
-
-const fn simple(
-    name: &'static str,
-    bits: u8,
-    zero: u8,
-    block_bytes: usize,
-    scales: ScaleKind,
-    read: fn(&[u8], usize) -> Content,
-) -> QuantFormat {
-    QuantFormat { name, bits, zero, block: BLOCK, block_bytes, scales, read }
-}
-
-const fn superblock(
-    name: &'static str,
-    bits: u8,
-    zero: u8,
-    block_bytes: usize,
-    scales: ScaleKind,
-    read: fn(&[u8], usize) -> Content,
-) -> QuantFormat {
-    QuantFormat { name, bits, zero, block: SUPER, block_bytes, scales, read }
 }
 
 /// Scale at the block's start, minimum at byte `m`, codes by index.
@@ -176,4 +248,57 @@ fn read_q6_k(block: &[u8], inner: usize) -> Content {
         m: [0; 2],
         inner: [factors[2 * inner], factors[2 * inner + 1]],
     }
+}
+
+/// The inverse of [`content`], codes left out.
+fn put_scales(block: &mut [u8], m: Option<usize>, from: &Content) {
+    block[..2].copy_from_slice(&from.d);
+    if let Some(m) = m {
+        block[m..m + 2].copy_from_slice(&from.m);
+    }
+}
+
+/// The inverse of [`nibble`], on zeros; higher bits are left out.
+fn put_nibbles(bytes: &mut [u8], from: &Content) {
+    for (i, code) in from.codes.iter().enumerate() {
+        bytes[i % 16] |= (code & 15) << (i / 16 * 4);
+    }
+}
+
+/// The inverse of [`five_bits`], on zeros.
+fn put_five_bits(bytes: &mut [u8], from: &Content) {
+    for (i, code) in from.codes.iter().enumerate() {
+        bytes[i / 8] |= (code >> 4) << (i % 8);
+    }
+    put_nibbles(&mut bytes[4..], from);
+}
+
+/// The inverse of [`k_nibble`], on zeros; higher bits are left out.
+fn put_k_nibbles(bytes: &mut [u8], inner: usize, from: &Content) {
+    for (i, code) in from.codes.iter().enumerate() {
+        bytes[inner / 2 * 32 + i] |= (code & 15) << (inner % 2 * 4);
+    }
+}
+
+/// The inverse of [`k_scales`], on zeros.
+fn put_k_scales(packed: &mut [u8], i: usize, [scale, minimum]: [u8; 2]) {
+    if i < 4 {
+        packed[i] |= scale & 63;
+        packed[i + 4] |= minimum & 63;
+        return;
+    }
+    packed[i + 4] |= (scale & 15) | (minimum & 15) << 4;
+    packed[i - 4] |= (scale >> 4) << 6;
+    packed[i] |= (minimum >> 4) << 6;
+}
+
+/// The inverse of [`read_q6_k`], on zeros.
+fn write_q6_k(block: &mut [u8], inner: usize, from: &Content) {
+    let (half, group) = (inner / 4, inner % 4);
+    for (i, code) in from.codes.iter().enumerate() {
+        block[half * 64 + group % 2 * 32 + i] |= (code & 15) << (group / 2 * 4);
+        block[128 + half * 32 + i] |= (code >> 4) << (group * 2);
+    }
+    block[192 + 2 * inner..][..2].copy_from_slice(&from.inner);
+    block[208..210].copy_from_slice(&from.d);
 }

@@ -29,7 +29,7 @@ pub mod format;
 mod product;
 mod strips;
 
-use super::pages::{Arena, LINE, Piece};
+use super::pages::{Arena, Image, LINE, Piece};
 use super::simd::LANES;
 use activations::Int8Rows;
 use format::{QuantFormat, ScaleKind};
@@ -49,7 +49,7 @@ const SUPER: usize = 256;
 pub struct QuantPanels {
     format: &'static QuantFormat,
     columns: usize,
-    image: Piece,
+    image: Image,
 }
 
 impl QuantPanels {
@@ -79,7 +79,38 @@ impl QuantPanels {
                 }
             }
         });
-        Some(Self { format, columns, image })
+        Some(Self { format, columns, image: Image::Own(image) })
+    }
+
+    /// Panels as [`Self::image`] gave them; `None` if they have another length than [`Self::bytes_for`].
+    pub fn from_image(
+        format: &'static QuantFormat,
+        rows: usize,
+        columns: usize,
+        image: Image,
+    ) -> Option<Self> {
+        (Self::bytes_for(format, rows, columns)? == image.len()).then_some(Self { format, columns, image })
+    }
+
+    /// The panels as they lie in memory.
+    pub fn image(&self) -> &[u8] {
+        &self.image
+    }
+
+    /// Row-major file blocks again, exactly those that were packed.
+    pub fn unpack(&self, rows: usize) -> Vec<u8> {
+        let row_bytes = self.format.row_bytes(self.columns).expect("checked when it was packed");
+        let mut out = vec![0; rows * row_bytes];
+        out.par_chunks_mut(row_bytes.max(1)).enumerate().for_each(|(row, out)| {
+            let (panel, lane) = (self.panel(row / LANES), row % LANES);
+            let per_file_block = self.format.block / BLOCK;
+            for (f, block) in out.chunks_exact_mut(self.format.block_bytes).enumerate() {
+                for inner in 0..per_file_block {
+                    (self.format.write)(block, inner, &panel.content(f * per_file_block + inner, lane));
+                }
+            }
+        });
+        out
     }
 
     /// Bytes that [`Self::pack`] holds, or `None` if the columns are not whole blocks.
@@ -90,7 +121,7 @@ impl QuantPanels {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.image.bytes()
+        self.image.len()
     }
 
     fn panel(&self, panel: usize) -> Panel<'_> {
@@ -149,6 +180,23 @@ impl Panel<'_> {
             let plane = 256 + (bit - 4) as usize * 64;
             code | ((codes[plane + group * 8 + at / 8] >> (at % 8)) & 1) << bit
         })
+    }
+
+    /// Block `b` of row `lane`, as [`QuantFormat::read`] gave it.
+    fn content(&self, b: usize, lane: usize) -> format::Content {
+        let record = self.format.scales.record(b);
+        let half = |at: usize| [self.scales[at], self.scales[at + 1]];
+        let pair = |at: usize| [self.scales[at + lane], self.scales[at + 16 + lane]];
+        format::Content {
+            codes: std::array::from_fn(|i| self.code(b, lane, i)),
+            d: half(record + 2 * lane),
+            m: if self.format.scales.has_minimum() { half(record + 32 + 2 * lane) } else { [0; 2] },
+            inner: match self.format.scales {
+                ScaleKind::Half | ScaleKind::HalfMin => [0; 2],
+                ScaleKind::SuperMin => pair(record + 64 + b % 8 * 32),
+                ScaleKind::SuperSigned => pair(record + 32 + b % 8 * 32),
+            },
+        }
     }
 
     /// Scales of the two halves of block `b` in row `lane`, and its minimum.

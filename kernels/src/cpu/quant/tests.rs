@@ -1,3 +1,4 @@
+use super::super::pages::Loan;
 use super::format::FORMATS;
 use super::*;
 
@@ -62,6 +63,21 @@ fn panels_hold_what_the_file_says() {
                 assert_eq!(codes, content.codes, "{}, row {row}, block {b}", format.name);
             }
         }
+    }
+}
+
+#[test]
+fn panels_give_the_file_back_byte_for_byte() {
+    for format in FORMATS {
+        let (rows, columns) = (21, 512);
+        let bytes: Vec<u8> = noise(rows * format.row_bytes(columns).unwrap(), 9).map(|v| v as u8).collect();
+        let panels = QuantPanels::pack(format, rows, columns, &bytes, None).unwrap();
+        assert!(panels.unpack(rows) == bytes, "{}", format.name);
+        let image = |len: usize| Image::Lent(Loan::new(Arc::new(panels.image().to_vec()), 0..len).unwrap());
+        let len = panels.bytes();
+        let again = QuantPanels::from_image(format, rows, columns, image(len)).unwrap();
+        assert!(again.unpack(rows) == bytes, "{}", format.name);
+        assert!(QuantPanels::from_image(format, rows, columns, image(len - 64)).is_none());
     }
 }
 

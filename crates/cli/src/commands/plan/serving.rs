@@ -10,7 +10,6 @@ use crate::open::Model;
 use crate::tiers::Tiers;
 use crate::ui::{Report, Ui, bytes};
 use crate::{machine, probe};
-use anyhow::Context;
 use hearth_engine::footprint::{self, Wishes};
 use hearth_engine::{Activations, EngineConfig, WeightPlan};
 use hearth_memory::{Budget, Charge, Kind, Ledger, Tier};
@@ -29,11 +28,11 @@ const CONTEXT: u64 = 512;
 pub struct ServeReport {
     /// What lies in each tier.
     pub tiers: Tiers,
-    /// Whether weights pass through the device.
+    /// Whether there are weights that the device does not hold.
     pub streams: bool,
     /// Transformer blocks in each tier.
     pub blocks: BlockCounts,
-    /// Bytes of weights read from host memory and from disk in every step.
+    /// Bytes of weights that the device does not hold, used in every step.
     pub streamed_bytes: u64,
     /// Of these, from disk.
     pub nvme_bytes: u64,
@@ -56,7 +55,7 @@ pub struct ServeReport {
 pub struct BlockCounts {
     /// Resident.
     pub device: usize,
-    /// Streamed from host memory.
+    /// In host memory, computed with where they lie.
     pub host: usize,
     /// Streamed from disk.
     pub nvme: usize,
@@ -80,8 +79,6 @@ pub struct Forecast {
 pub struct Speeds {
     /// Reading the disk; nothing where it is not read.
     pub nvme: Option<f64>,
-    /// Bringing stored weights to the device; nothing where none are brought.
-    pub link: Option<f64>,
     /// Reading the device's memory.
     pub memory: f64,
     /// Floating-point operations.
@@ -143,7 +140,6 @@ fn charge(plan: &WeightPlan, ledger: &Ledger) -> anyhow::Result<Vec<Charge>> {
     let blocks = |tier| p.bytes(tier, &plan.blocks);
     [
         (Tier::Device, Kind::Weights, plan.fixed + blocks(Tier::Device)),
-        (Tier::Device, Kind::Staging, p.slot_bytes),
         (Tier::Host, Kind::Weights, blocks(Tier::Host)),
         (Tier::Host, Kind::Staging, p.ring_bytes),
         (Tier::Nvme, Kind::Weights, blocks(Tier::Nvme)),
@@ -164,11 +160,7 @@ fn speeds(plan: &WeightPlan, files: &ModelFiles, again: bool, ui: &Ui) -> anyhow
         true => Measured::of(Some(&files.path), 1, again, ui)?.disk.map(|d| d.read),
         false => None,
     };
-    let link = match plan.placement.is_resident() {
-        true => None,
-        false => Some(hearth_engine::streaming::link_bytes_per_second(files).context("measuring the link")?),
-    };
-    Ok(Speeds { nvme: disk, link, memory: peaks.read_gb_s * 1e9, flops: peaks.flops })
+    Ok(Speeds { nvme: disk, memory: peaks.read_gb_s * 1e9, flops: peaks.flops })
 }
 
 fn forecast(batch: u64, plan: &WeightPlan, files: &ModelFiles, speeds: Speeds) -> anyhow::Result<Forecast> {
@@ -182,7 +174,6 @@ fn forecast(batch: u64, plan: &WeightPlan, files: &ModelFiles, speeds: Speeds) -
     let over = |bytes: u64, speed: Option<f64>| speed.map_or(0.0, |s| bytes as f64 / s);
     let times = [
         ("nvme", over(plan.placement.bytes(Tier::Nvme, &plan.blocks), speeds.nvme)),
-        ("link", over(streamed(plan), speeds.link)),
         ("memory", over(weights + kv, Some(speeds.memory))),
         ("arithmetic", over(2 * touched * batch, Some(speeds.flops))),
     ];
@@ -197,7 +188,7 @@ impl Report for ServeReport {
         let mut lines = vec![match self.streams {
             false => "all weights fit the device: nothing is streamed".to_owned(),
             true => format!(
-                "blocks: {device} on the device, {host} in host memory, {nvme} on disk; {} read per step, {} of it from \
+                "blocks: {device} on the device, {host} in host memory, {nvme} on disk; {} used per step, {} of it read from \
                  disk, {} blocks ahead",
                 bytes(self.streamed_bytes),
                 bytes(self.nvme_bytes),
