@@ -17,6 +17,8 @@ QUANTIZED = {
     "Q4_K (wide shape)": ("wide", "Q4_K_S", True),
 }
 FORMATS = ("F16", *QUANTIZED)
+# The shape of a model with 1.1 billion parameters, random weights: larger than the memory it is given.
+BILLION = {"1.1B Q8_0": ("billion", "Q8_0", True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +29,25 @@ class Models:
     source: pathlib.Path | None = None
 
     def gguf(self, label: str) -> pathlib.Path:
-        """A GGUF file in one of FORMATS."""
+        """A GGUF file in one of FORMATS or BILLION."""
         if label == "F16":
             return self._plain("smollm2", "f16")
-        base, told, pure = QUANTIZED[label]
+        base, told, pure = {**QUANTIZED, **BILLION}[label]
         target = self._at(f"{base}-{told}{'-pure' if pure else ''}.gguf")
         if not target.is_file():
             words = [self.installs.llama("llama-quantize"), *(["--pure"] if pure else [])]
             part = target.with_suffix(".part")
-            quietly([*words, self._plain(base, "f32"), part, told], f"{target.name} cannot be made")
+            plain = self._plain(base, "f16" if base == "billion" else "f32")
+            quietly([*words, plain, part, told], f"{target.name} cannot be made")
             part.rename(target)
+        return target
+
+    def bundle(self, label: str, hearth: Hearth) -> pathlib.Path:
+        """A GGUF file's own values as a bundle."""
+        source = self.gguf(label)
+        target = self._at(f"{source.stem}-bundle")
+        if not (target / "manifest.json").is_file():
+            hearth.call("convert", source, "--to", "bundle", "--output", target)
         return target
 
     def huggingface(self, hearth: Hearth) -> pathlib.Path:
@@ -69,7 +80,7 @@ class Models:
         target = self._at(f"{base}-{dtype}.gguf")
         if not target.is_file():
             source = self.source or self.installs.source_model()
-            self._write(target, "widen" if base == "wide" else "copy", dtype, source)
+            self._write(target, "copy" if base == "smollm2" else base, dtype, source)
         return target
 
     def _write(self, target: pathlib.Path, how: str, dtype: str, source: pathlib.Path) -> None:

@@ -25,6 +25,7 @@ class Finished:
     stdout: str
     seconds: float
     peak_rss_bytes: int
+    read_bytes: int = 0  # from disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,7 @@ def run(command: Sequence[object], environment: dict[str, str] | None = None) ->
             raise Missing(f"`{' '.join(words)}` failed with {child.returncode}: {lines[-1] if lines else 'no message'}")
     # Linux counts in KiB, macOS in bytes.
     scale = 1 if sys.platform == "darwin" else 1024
-    return Finished(stdout.decode(errors="replace"), seconds, usage.ru_maxrss * scale)
+    return Finished(stdout.decode(errors="replace"), seconds, usage.ru_maxrss * scale, usage.ru_inblock * 512)
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:

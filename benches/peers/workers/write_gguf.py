@@ -1,26 +1,40 @@
-"""Writes a GGUF file in f32 or f16: a copy of another one, dequantized, or random weights in a wider shape.
+"""Writes a GGUF file in f32 or f16: a copy of another one, dequantized, or random weights in another shape.
 
-    python write_gguf.py copy|widen f32|f16 SOURCE TARGET
+    python write_gguf.py copy|wide|billion f32|f16 SOURCE TARGET
 
-The wider shape keeps SOURCE's vocabulary; each of its rows is a multiple of 256, which K-quants need.
+The other shapes keep SOURCE's vocabulary; each of their rows is a multiple of 256, which K-quants need.
 """
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 
 import gguf
 import numpy as np
 
-HIDDEN, INNER, BLOCKS, HEADS, KV_HEADS, HEAD_DIM = 1024, 3072, 12, 16, 4, 64
-WIDER = {
-    "general.name": "random weights",
-    "llama.block_count": BLOCKS,
-    "llama.embedding_length": HIDDEN,
-    "llama.feed_forward_length": INNER,
-    "llama.attention.head_count": HEADS,
-    "llama.attention.head_count_kv": KV_HEADS,
-    "llama.rope.dimension_count": HEAD_DIM,
-}
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    hidden: int
+    inner: int
+    blocks: int
+    heads: int
+    kv_heads: int
+    head_dim: int = 64
+
+    def metadata(self) -> dict[str, object]:
+        return {
+            "general.name": "random weights",
+            "llama.block_count": self.blocks,
+            "llama.embedding_length": self.hidden,
+            "llama.feed_forward_length": self.inner,
+            "llama.attention.head_count": self.heads,
+            "llama.attention.head_count_kv": self.kv_heads,
+            "llama.rope.dimension_count": self.head_dim,
+        }
+
+
+SHAPES = {"wide": Shape(1024, 3072, 12, 16, 4), "billion": Shape(2048, 5632, 22, 32, 4)}
 SET_BY_WRITER = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version")
 
 Named = Iterator[tuple[str, np.ndarray]]
@@ -31,30 +45,30 @@ def copied(reader: gguf.GGUFReader) -> Named:
         yield tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
 
 
-def widened(reader: gguf.GGUFReader) -> Named:
+def invented(reader: gguf.GGUFReader, shape: Shape) -> Named:
     random = np.random.default_rng(0)
     vocabulary = next(int(t.shape[1]) for t in reader.tensors if t.name == "token_embd.weight")
-    kv = KV_HEADS * HEAD_DIM
+    kv, hidden, inner = shape.kv_heads * shape.head_dim, shape.hidden, shape.inner
     matrices = {
-        "attn_q": (HIDDEN, HIDDEN),
-        "attn_k": (kv, HIDDEN),
-        "attn_v": (kv, HIDDEN),
-        "attn_output": (HIDDEN, HIDDEN),
-        "ffn_gate": (INNER, HIDDEN),
-        "ffn_up": (INNER, HIDDEN),
-        "ffn_down": (HIDDEN, INNER),
+        "attn_q": (hidden, hidden),
+        "attn_k": (kv, hidden),
+        "attn_v": (kv, hidden),
+        "attn_output": (hidden, hidden),
+        "ffn_gate": (inner, hidden),
+        "ffn_up": (inner, hidden),
+        "ffn_down": (hidden, inner),
     }
 
-    def matrix(shape: tuple[int, int]) -> np.ndarray:
-        return random.standard_normal(shape, dtype=np.float32) * 0.02
+    def matrix(size: tuple[int, int]) -> np.ndarray:
+        return random.standard_normal(size, dtype=np.float32) * 0.02
 
-    yield "token_embd.weight", matrix((vocabulary, HIDDEN))
-    yield "output_norm.weight", np.ones(HIDDEN, np.float32)
-    for block in range(BLOCKS):
+    yield "token_embd.weight", matrix((vocabulary, hidden))
+    yield "output_norm.weight", np.ones(hidden, np.float32)
+    for block in range(shape.blocks):
         for name in ("attn_norm", "ffn_norm"):
-            yield f"blk.{block}.{name}.weight", np.ones(HIDDEN, np.float32)
-        for name, shape in matrices.items():
-            yield f"blk.{block}.{name}.weight", matrix(shape)
+            yield f"blk.{block}.{name}.weight", np.ones(hidden, np.float32)
+        for name, size in matrices.items():
+            yield f"blk.{block}.{name}.weight", matrix(size)
 
 
 def write(reader: gguf.GGUFReader, target: str, tensors: Named, changed: dict[str, object], half: bool) -> None:
@@ -76,7 +90,10 @@ def write(reader: gguf.GGUFReader, target: str, tensors: Named, changed: dict[st
 def main() -> None:
     how, dtype, source, target = sys.argv[1:]
     reader = gguf.GGUFReader(source)
-    tensors, changed = (widened(reader), WIDER) if how == "widen" else (copied(reader), {})
+    if how == "copy":
+        tensors, changed = copied(reader), {}
+    else:
+        tensors, changed = invented(reader, SHAPES[how]), SHAPES[how].metadata()
     write(reader, target, tensors, changed, dtype == "f16")
 
 

@@ -122,13 +122,15 @@ pub fn grant(config: &ModelConfig, wishes: Wishes, ledger: &Ledger) -> Result<Gr
     let least_kv = least.div_ceil(KV_BLOCK) as u64 * block;
     let free = ledger.free(Tier::Device);
     let fewest_rows = wishes.max_seqs.max(MIN_BATCH_TOKENS.min(wishes.max_batch_tokens));
+    let limited = ledger.budget().limit(Tier::Device).is_some();
+    // Of a budget the cache gets half at least: sequences at once are worth more than long pieces of prompts.
+    let most = if limited { (free - free / 2).min(free.saturating_sub(least_kv)) } else { free };
     let mut rows = wishes.max_batch_tokens;
-    while rows > fewest_rows && working_bytes(config, rows).saturating_add(least_kv) > free {
+    while rows > fewest_rows && working_bytes(config, rows) > most {
         rows = (rows / 2).max(fewest_rows);
     }
     let working = working_bytes(config, rows);
     refuse_unless_it_fits(0, working, least, least_kv, ledger)?;
-    let limited = ledger.budget().limit(Tier::Device).is_some();
     let default = if limited { free - working } else { DEFAULT_KV_BYTES.max(least_kv) };
     let affordable = wishes.kv_bytes.unwrap_or(default).min(free - working) / block;
     let useful = (wishes.max_seqs * context.div_ceil(KV_BLOCK)) as u64;

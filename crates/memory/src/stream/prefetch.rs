@@ -128,8 +128,6 @@ impl Prefetcher {
         }
         let read = self.ready.remove(&self.next_lease).expect("the loop above found it");
         self.next_lease += 1;
-        // The place of what is handed out may be read ahead by one more.
-        self.read_ahead();
         match read {
             Ok(buffer) => Ok(Some(Lease { buffer, free: Arc::downgrade(&self.free) })),
             Err((buffer, error)) => {
@@ -179,8 +177,8 @@ impl Prefetcher {
         while let Some(done) = self.queue.poll() {
             self.settle(done);
         }
-        let end = self.sequence.len().min(self.next_lease + self.ahead.look_ahead.max(1));
-        while self.next_read < end {
+        // Every buffer that is not leased reads, so that the disk has the next range while it ends the one before.
+        while self.next_read < self.sequence.len() {
             let Some(mut buffer) = self.free.lock().pop() else { return };
             let range = &self.sequence[self.next_read];
             buffer.set_len(len(range));
