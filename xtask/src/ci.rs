@@ -1,6 +1,6 @@
 //! Every check and test, one after another, each timed.
 
-use crate::tools;
+use crate::{nvrtc, tools};
 use anyhow::{Context, bail};
 use std::path::Path;
 use std::process::Command;
@@ -21,6 +21,15 @@ pub fn run(real: bool) -> anyhow::Result<()> {
     let result = steps(real, &mut done);
     print_times(&done);
     result
+}
+
+/// The CUDA kernels alone: compiled for every architecture, with what each takes.
+pub fn kernels() -> anyhow::Result<()> {
+    std::env::set_current_dir(root()).context("cannot enter the repository")?;
+    match nvrtc::compile_kernels()? {
+        Some(mut compile) => run_step(&mut Vec::new(), "cuda kernels", &mut compile),
+        None => Ok(()),
+    }
 }
 
 /// What the tests of layouts and crashes do for seconds, for as long as the project promises.
@@ -75,6 +84,9 @@ fn steps(real: bool, done: &mut Vec<Timed>) -> anyhow::Result<()> {
     let scripts = ["-m", "unittest", "discover", "benches/peers"];
     run_step(done, "peers' scripts", Command::new("python3").args(scripts))?;
     examples(done)?;
+    if let Some(mut compile) = nvrtc::compile_kernels()? {
+        run_step(done, "cuda kernels", &mut compile)?;
+    }
     step(done, "cuda check", &["check", "--release", "--package", "hearth", "--features", "cuda"])?;
     if real {
         real_weights(done)?;

@@ -4,16 +4,19 @@
 
 mod bench;
 mod ci;
+mod nvrtc;
 mod table;
 mod tools;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask ci [--real] | cargo xtask matrix | cargo xtask bench [--quick]
+const USAGE: &str =
+    "usage: cargo xtask ci [--real] | cargo xtask kernels | cargo xtask matrix | cargo xtask bench [--quick]
 
-  ci          format, lints, tests, documentation, examples, CUDA check
+  ci          format, lints, tests, documentation, examples, CUDA kernels and check
   ci --real   the same, and the tests on real weights (downloads SmolLM2, 93 MB)
+  kernels     compiles the CUDA kernels for every architecture (downloads NVRTC, 90 MB); no GPU needed
   matrix      every layout for 50 steps, on threads and Open MPI, and 200 kills
   bench       hearth and its peers in turns (installs torch, llama.cpp, …); rewrites docs/performance.md
               --quick, --rounds N, --threads N, --cache DIR and --model FILE go to benches/peers";
@@ -24,6 +27,7 @@ fn main() -> ExitCode {
     let result = match arguments[..] {
         ["ci"] => ci::run(false),
         ["ci", "--real"] => ci::run(true),
+        ["kernels"] => ci::kernels(),
         ["matrix"] => ci::matrix(),
         ["bench", ref options @ ..] => bench::run(options),
         ["help" | "--help" | "-h"] => {

@@ -11,8 +11,9 @@ pub fn works(program: &str, arguments: &[&str]) -> bool {
 
 /// Refuses to start on a machine that lacks something.
 pub fn require() -> anyhow::Result<()> {
-    let needed: [(&str, &[&str], &str); 4] = [
+    let needed: [(&str, &[&str], &str); 5] = [
         ("cc", &["--version"], "a C compiler is needed; on Debian: apt install build-essential"),
+        ("c++", &["--version"], "a C++ compiler is needed; on Debian: apt install build-essential"),
         ("cargo", &["fmt", "--version"], "rustfmt is needed; get it with: rustup component add rustfmt"),
         ("cargo", &["clippy", "--version"], "clippy is needed; get it with: rustup component add clippy"),
         ("python3", &["--version"], "Python 3 is needed; on Debian: apt install python3 python3-pip"),
