@@ -27,13 +27,13 @@ typedef unsigned long long u64;
 
 // 16-bit floats are bits; arithmetic is in f32.
 struct bf16 { u16 bits; };
-struct half { u16 bits; };
+struct f16 { u16 bits; };
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
 
 #ifdef HEARTH_EMULATED
-__device__ __forceinline__ float widen(half x) {
+__device__ __forceinline__ float widen(f16 x) {
     u32 sign = (u32)(x.bits & 0x8000) << 16, exponent = x.bits >> 10 & 31, mantissa = x.bits & 0x3ff;
     if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | mantissa << 13);
     if (exponent == 0) return __uint_as_float(sign | __float_as_uint(mantissa * 5.9604644775390625e-8f));  // 2^-24
@@ -53,7 +53,7 @@ __device__ __forceinline__ u16 bf16_bits(float x) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 #else
-__device__ __forceinline__ float widen(half x) {
+__device__ __forceinline__ float widen(f16 x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
     return y;
@@ -78,7 +78,7 @@ __device__ __forceinline__ float narrow<float>(float x) { return x; }
 template <>
 __device__ __forceinline__ bf16 narrow<bf16>(float x) { return bf16{bf16_bits(x)}; }
 template <>
-__device__ __forceinline__ half narrow<half>(float x) { return half{half_bits(x)}; }
+__device__ __forceinline__ f16 narrow<f16>(float x) { return f16{half_bits(x)}; }
 
 // `N` values that move as one load or store; the address is a multiple of their size.
 template <typename T, int N>
@@ -95,7 +95,7 @@ __device__ __forceinline__ void store(T* p, const Vector<T, N>& v) { *reinterpre
 
 // Values `first..first + N` of a row of `length`, zeros past its end; a whole vector where the row's layout allows.
 template <int N, typename T>
-__device__ __forceinline__ void read_row(const T* row, int first, int length, float (&out)[N]) {
+__device__ __forceinline__ void read_row(const T* row, i64 first, i64 length, float (&out)[N]) {
     if (length % N == 0) {
         Vector<T, N> v = load<N>(row + first);
         UNROLL for (int i = 0; i < N; i++) out[i] = widen(v.at[i]);
@@ -104,7 +104,7 @@ __device__ __forceinline__ void read_row(const T* row, int first, int length, fl
     }
 }
 template <int N, typename T>
-__device__ __forceinline__ void write_row(T* row, int first, int length, const float (&in)[N]) {
+__device__ __forceinline__ void write_row(T* row, i64 first, i64 length, const float (&in)[N]) {
     if (length % N == 0) {
         Vector<T, N> v;
         UNROLL for (int i = 0; i < N; i++) v.at[i] = narrow<T>(in[i]);

@@ -100,4 +100,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_backward_w_sum(co
     }
 KERNELS(float, f32)
 KERNELS(bf16, bf16)
-KERNELS(half, f16)
+KERNELS(f16, f16)

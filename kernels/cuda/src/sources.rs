@@ -16,7 +16,16 @@ macro_rules! source {
 }
 
 /// Files with kernels.
-pub static SOURCES: &[Source] = &[source!("rms_norm.cu")];
+pub static SOURCES: &[Source] = &[
+    source!("adamw.cu"),
+    source!("cast.cu"),
+    source!("dropout.cu"),
+    source!("embedding.cu"),
+    source!("rms_norm.cu"),
+    source!("rope.cu"),
+    source!("squares.cu"),
+    source!("swiglu.cu"),
+];
 
 /// Files that those include.
 pub static HEADERS: &[Source] = &[source!("prelude.cuh")];

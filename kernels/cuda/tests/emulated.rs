@@ -58,6 +58,8 @@ macro_rules! emulated {
 }
 
 emulated! {
+    elementwise
     emulator
+    optimizer
     rms_norm
 }

@@ -44,7 +44,7 @@ Buffer<double> wide(const Buffer<T>& v) {
 template <typename T> inline double epsilon();
 template <> inline double epsilon<float>() { return 6e-8; }
 template <> inline double epsilon<bf16>() { return 4e-3; }
-template <> inline double epsilon<half>() { return 5e-4; }
+template <> inline double epsilon<f16>() { return 5e-4; }
 
 // |got − want| ≤ tolerance · max(|want|, scale), element by element.
 template <typename T>

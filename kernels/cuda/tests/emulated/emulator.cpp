@@ -75,13 +75,13 @@ void copies_land_at_the_wait() {
 
 void halves_round_as_hardware_does() {
     for (unsigned bits = 0; bits < 65536; bits++) {
-        half h{u16(bits)};
+        f16 h{u16(bits)};
         float x = widen(h);
         bool nan = (bits & 0x7fff) > 0x7c00;
         if (nan ? x == x : half_bits(x) != bits) fail("f16 " + std::to_string(bits));
         if (nan || (bits & 0x7fff) >= 0x7bff) continue;
         // Halfway to the next one: to the even one. A little further: up.
-        float next = widen(half{u16(bits + 1)}), middle = (x + next) / 2;
+        float next = widen(f16{u16(bits + 1)}), middle = (x + next) / 2;
         if (half_bits(middle) != (bits & 1 ? bits + 1 : bits)) fail("the middle above f16 " + std::to_string(bits));
         if (half_bits(std::nextafter(middle, next)) != bits + 1) fail("above the middle of f16 " + std::to_string(bits));
         if (half_bits(std::nextafter(middle, x)) != bits) fail("below the middle of f16 " + std::to_string(bits));
