@@ -19,8 +19,12 @@ macro_rules! source {
 pub static SOURCES: &[Source] = &[
     source!("adamw.cu"),
     source!("cast.cu"),
+    source!("dequantize.cu"),
     source!("dropout.cu"),
     source!("embedding.cu"),
+    source!("quant_gemm.cu"),
+    source!("quant_gemv.cu"),
+    source!("quantize_rows.cu"),
     source!("rms_norm.cu"),
     source!("rope.cu"),
     source!("squares.cu"),
@@ -28,4 +32,4 @@ pub static SOURCES: &[Source] = &[
 ];
 
 /// Files that those include.
-pub static HEADERS: &[Source] = &[source!("prelude.cuh")];
+pub static HEADERS: &[Source] = &[source!("formats.cuh"), source!("prelude.cuh"), source!("tensor.cuh")];

@@ -61,5 +61,6 @@ emulated! {
     elementwise
     emulator
     optimizer
+    quantized
     rms_norm
 }

@@ -412,6 +412,82 @@ inline unsigned ballot(Site site, unsigned mask, unsigned vote) {
 }
 inline void nothing(void* const*, unsigned) {}
 
+// What a lane brings to a product on the tensor cores.
+struct Product {
+    const uint32_t *a, *b;
+    void* c;
+};
+
+// 8-bit values `at..at + 4` of a fragment's row and column: element (row, k) of the left matrix lies with lane
+// row % 8 · 4 + k % 16 / 4, in register row / 8 + 2·(k / 16); the right one's (column, k) in register k / 16.
+template <int K>
+void multiply_s8_lanes(void* const* payloads, unsigned) {
+    for (int row = 0; row < 16; row++)
+        for (int column = 0; column < 8; column++) {
+            int sum = 0;
+            for (int k = 0; k < K; k++) {
+                auto* a = static_cast<const Product*>(payloads[row % 8 * 4 + k % 16 / 4]);
+                auto* b = static_cast<const Product*>(payloads[column * 4 + k % 16 / 4]);
+                int8_t x = a->a[row / 8 + k / 16 * 2] >> k % 4 * 8, y = b->b[k / 16] >> k % 4 * 8;
+                sum += int(x) * int(y);
+            }
+            auto* c = static_cast<const Product*>(payloads[row % 8 * 4 + column / 2]);
+            static_cast<int*>(c->c)[row / 8 * 2 + column % 2] += sum;
+        }
+}
+template <int K, size_t A, size_t B>
+void multiply_s8(Site site, int (&c)[4], const uint32_t (&a)[A], const uint32_t (&b)[B]) {
+    static_assert(A == K / 8 && B == K / 16, "the registers of a fragment");
+    Product p{a, b, c};
+    meet(site, 0xffffffffu, multiply_s8_lanes<K>, &p);
+}
+
+// The same for 16-bit floats. A GPU's order of adding within a product is its own; this one is ascending.
+template <typename T>
+void multiply_16bit_lanes(void* const* payloads, unsigned) {
+    for (int row = 0; row < 16; row++)
+        for (int column = 0; column < 8; column++) {
+            auto* c = static_cast<const Product*>(payloads[row % 8 * 4 + column / 2]);
+            float& sum = static_cast<float*>(c->c)[row / 8 * 2 + column % 2];
+            for (int k = 0; k < 16; k++) {
+                auto* a = static_cast<const Product*>(payloads[row % 8 * 4 + k % 8 / 2]);
+                auto* b = static_cast<const Product*>(payloads[column * 4 + k % 8 / 2]);
+                T x{uint16_t(a->a[row / 8 + k / 8 * 2] >> k % 2 * 16)}, y{uint16_t(b->b[k / 8] >> k % 2 * 16)};
+                sum = fmaf(widen(x), widen(y), sum);
+            }
+        }
+}
+template <typename T>
+void multiply_16bit(Site site, T, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    Product p{a, b, c};
+    meet(site, 0xffffffffu, multiply_16bit_lanes<T>, &p);
+}
+
+struct Matrices {
+    const void* row;
+    uint32_t* out;
+};
+template <bool TRANSPOSED>
+void load_matrices_lanes(void* const* payloads, unsigned) {
+    for (int matrix = 0; matrix < 4; matrix++)
+        for (int lane = 0; lane < 32; lane++) {
+            auto element = [&](int row, int column) {
+                auto* p = static_cast<const Matrices*>(payloads[matrix * 8 + row]);
+                return static_cast<const uint16_t*>(p->row)[column];
+            };
+            int g = lane / 4, t = lane % 4;
+            uint32_t low = TRANSPOSED ? element(2 * t, g) : element(g, 2 * t);
+            uint32_t high = TRANSPOSED ? element(2 * t + 1, g) : element(g, 2 * t + 1);
+            static_cast<const Matrices*>(payloads[lane])->out[matrix] = low | high << 16;
+        }
+}
+template <bool TRANSPOSED>
+void load_matrices(Site site, uint32_t (&r)[4], const void* row) {
+    if (reinterpret_cast<uintptr_t>(row) % 16) throw Error(site.text() + ": a matrix row is not aligned to 16 bytes");
+    Matrices m{row, r};
+    meet(site, 0xffffffffu, load_matrices_lanes<TRANSPOSED>, &m);
+}
+
 // Fills a static shared array with NaNs, once per block.
 inline void fresh(void* at, size_t bytes) {
     Machine& m = machine();
