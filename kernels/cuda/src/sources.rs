@@ -19,9 +19,11 @@ macro_rules! source {
 pub static SOURCES: &[Source] = &[
     source!("adamw.cu"),
     source!("cast.cu"),
+    source!("cross_entropy.cu"),
     source!("dequantize.cu"),
     source!("dropout.cu"),
     source!("embedding.cu"),
+    source!("gemm.cu"),
     source!("quant_gemm.cu"),
     source!("quant_gemv.cu"),
     source!("quantize_rows.cu"),
@@ -32,4 +34,5 @@ pub static SOURCES: &[Source] = &[
 ];
 
 /// Files that those include.
-pub static HEADERS: &[Source] = &[source!("formats.cuh"), source!("prelude.cuh"), source!("tensor.cuh")];
+pub static HEADERS: &[Source] =
+    &[source!("formats.cuh"), source!("prelude.cuh"), source!("tensor.cuh"), source!("tile.cuh")];

@@ -58,6 +58,7 @@ macro_rules! emulated {
 }
 
 emulated! {
+    dense
     elementwise
     emulator
     optimizer
