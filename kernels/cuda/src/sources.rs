@@ -18,6 +18,7 @@ macro_rules! source {
 /// Files with kernels.
 pub static SOURCES: &[Source] = &[
     source!("adamw.cu"),
+    source!("attention.cu"),
     source!("cast.cu"),
     source!("cross_entropy.cu"),
     source!("dequantize.cu"),

@@ -58,6 +58,7 @@ macro_rules! emulated {
 }
 
 emulated! {
+    attention
     dense
     elementwise
     emulator

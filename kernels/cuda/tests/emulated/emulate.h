@@ -9,6 +9,7 @@
 // as late as they may, at the wait. Under the address sanitizer, memory ends where it ends.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <math.h>
 #include <cstdint>
@@ -17,6 +18,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <sys/mman.h>
