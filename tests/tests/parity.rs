@@ -324,6 +324,7 @@ impl Source<'_> {
             Ok::<_, hearth_model::Error>(tensor)
         };
         let (a, b) = (half("lora_A", [adapter.rank, inner])?, half("lora_B", [outer, adapter.rank])?);
+        let [a, b] = [a, b].map(Matrix::Dense);
         Ok(Some(Lora { a, b, scale: adapter.scale(adapter.rank) as f32, dropout: None }))
     }
 }

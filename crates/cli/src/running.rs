@@ -196,6 +196,7 @@ impl Running {
             sampling,
             logprobs: None,
             prompt_logprobs: None,
+            adapter: None,
         };
         let start = Instant::now();
         let mut generation = self.engine.submit(request).map_err(|e| usage(e.to_string()))?;

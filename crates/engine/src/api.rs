@@ -1,5 +1,6 @@
 //! What callers exchange with the engine.
 
+pub use crate::adapter::Adapter;
 pub use crate::engine::EngineHandle;
 pub use crate::sampler::constraint::{Constraint, ConstraintSource, Grammar};
 
@@ -66,6 +67,8 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// The same for each prompt token but the first.
     pub prompt_logprobs: Option<usize>,
+    /// Laid over the model for this sequence alone.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 /// How the vectors of a prompt's tokens become one.
@@ -173,6 +176,14 @@ pub enum SubmitError {
     Sampling {
         /// Parameter, value and limit.
         what: String,
+    },
+    /// An adapter the engine was not started for.
+    #[error("the adapter's rank is {rank}, this engine takes at most {limit}")]
+    AdapterRank {
+        /// Its rank.
+        rank: usize,
+        /// The limit; 0 when adapters were not asked for at all.
+        limit: usize,
     },
     /// The waiting queue is full; try again later.
     #[error("{waiting} requests are waiting already (limit {limit})")]

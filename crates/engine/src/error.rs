@@ -1,4 +1,5 @@
 use hearth_memory::{Size, Tier};
+use std::path::PathBuf;
 
 /// Why a model could not be loaded or an engine not started.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +31,28 @@ pub enum Error {
         free: u64,
         /// The smallest budget of that tier under which it would, in whole MiB.
         smallest: Size,
+    },
+    /// An adapter that cannot be laid over this model.
+    #[error("{}: {what}", path.display())]
+    Adapter {
+        /// Where it lies.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The device has no room for an adapter.
+    #[error(
+        "{}: the adapter takes {bytes} bytes, the device tier has {free} free; unload another, or keep more free for \
+         adapters",
+        path.display()
+    )]
+    AdapterTooLarge {
+        /// Where it lies.
+        path: PathBuf,
+        /// What it takes.
+        bytes: u64,
+        /// Bytes left.
+        free: u64,
     },
     /// A configuration that cannot work.
     #[error("{0}")]

@@ -33,6 +33,14 @@ pub fn working_bytes(config: &ModelConfig, rows: usize) -> u64 {
     (4 * (rows * widest + logits) + scores) as u64
 }
 
+/// Bytes more where rows have adapters of rank up to `rank`: at the widest layer its rows gathered, the product with A, and
+/// with B before and after it is scaled.
+fn adapter_working_bytes(config: &ModelConfig, rows: usize, rank: usize) -> u64 {
+    let q = config.num_heads * config.head_dim;
+    let widest = config.hidden_size.max(config.intermediate_size).max(q);
+    if rank == 0 { 0 } else { (4 * rows * (3 * widest + rank)) as u64 }
+}
+
 /// Refuses weights that leave no room to serve with.
 ///
 /// # Errors
@@ -96,6 +104,10 @@ pub struct Wishes {
     pub kv_bytes: Option<u64>,
     /// What it stores.
     pub kv_type: KvType,
+    /// Largest rank of adapters; 0 = none are used.
+    pub adapter_rank: usize,
+    /// Bytes to be left free for adapters that are loaded later.
+    pub adapter_bytes: u64,
 }
 
 /// What it gets.
@@ -120,17 +132,20 @@ pub fn grant(config: &ModelConfig, wishes: Wishes, ledger: &Ledger) -> Result<Gr
     let least = if wishes.context_limit.is_some() { context } else { context.min(MIN_CONTEXT) };
     let block = kv_block_bytes(config, wishes.kv_type);
     let least_kv = least.div_ceil(KV_BLOCK) as u64 * block;
-    let free = ledger.free(Tier::Device);
+    let later = wishes.adapter_bytes;
+    let free = ledger.free(Tier::Device).saturating_sub(later);
+    let working_of =
+        |rows| working_bytes(config, rows) + adapter_working_bytes(config, rows, wishes.adapter_rank);
     let fewest_rows = wishes.max_seqs.max(MIN_BATCH_TOKENS.min(wishes.max_batch_tokens));
     let limited = ledger.budget().limit(Tier::Device).is_some();
     // Of a budget the cache gets half at least: sequences at once are worth more than long pieces of prompts.
     let most = if limited { (free - free / 2).min(free.saturating_sub(least_kv)) } else { free };
     let mut rows = wishes.max_batch_tokens;
-    while rows > fewest_rows && working_bytes(config, rows) > most {
+    while rows > fewest_rows && working_of(rows) > most {
         rows = (rows / 2).max(fewest_rows);
     }
-    let working = working_bytes(config, rows);
-    refuse_unless_it_fits(0, working, least, least_kv, ledger)?;
+    let working = working_of(rows);
+    refuse_unless_it_fits(later, working, least, least_kv, ledger)?;
     let default = if limited { free - working } else { DEFAULT_KV_BYTES.max(least_kv) };
     let affordable = wishes.kv_bytes.unwrap_or(default).min(free - working) / block;
     let useful = (wishes.max_seqs * context.div_ceil(KV_BLOCK)) as u64;

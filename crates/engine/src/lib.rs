@@ -11,6 +11,7 @@
 //! - [`footprint`]: how many bytes serving takes.
 //! - [`placement`]: which tier each transformer block lies in.
 //! - [`streaming`]: blocks that pass through the device while the model runs.
+//! - [`adapter`]: LoRA adapters that rows of a pass have of their own.
 //! - [`score`]: logits of given tokens, through the same runner.
 //! - `pool`: the vectors of a prompt's tokens → one.
 //! - `sequence`: one request on its way from prompt to end.
@@ -29,6 +30,7 @@
 //! - Every accepted request ends with an event, or was cancelled.
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 pub mod api;
 pub mod engine;
 pub mod footprint;
@@ -45,6 +47,7 @@ mod error;
 mod pool;
 mod sequence;
 
+pub use adapter::{Adapter, AdapterLoader};
 pub use engine::{Engine, EngineConfig, EngineHandle};
 pub use error::{Error, Shortfall};
 pub use hearth_kernels::Activations;

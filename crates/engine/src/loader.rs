@@ -1,6 +1,7 @@
 //! Weights from disk into panel layout, each matrix once, within the device's budget. What does not fit is streamed if
 //! the budget names host memory or disk for it.
 
+use crate::adapter::AdapterLoader;
 use crate::error::Error;
 use crate::footprint;
 use crate::placement::Placement;
@@ -64,7 +65,7 @@ impl Held {
 impl WeightSource for Held {
     fn linear(&mut self, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear, ModelError> {
         let bias = if bias { Some(self.vector(&format!("{name}.bias"), shape[0])?) } else { None };
-        Ok(Linear::new(self.matrix(name, shape)?, bias))
+        Ok(Linear::new(self.matrix(name, shape)?, bias).named(name))
     }
 
     fn norm(&mut self, name: &str, len: usize) -> Result<Tensor<1>, ModelError> {
@@ -353,6 +354,14 @@ impl LoadedModel {
     /// What was streamed so far; nothing when all weights are on the device.
     pub fn streamed(&self) -> Streamed {
         self.0.stream.as_ref().map_or(Streamed::default(), |s| s.counters().read())
+    }
+
+    /// Loads adapters for it.
+    ///
+    /// # Errors
+    /// An unknown architecture.
+    pub fn adapter_loader(&self) -> Result<AdapterLoader, Error> {
+        Ok(AdapterLoader::new(architecture(self.config())?.as_ref(), self.ledger()))
     }
 
     pub(crate) fn stream_counters(&self) -> Option<Arc<Counters>> {

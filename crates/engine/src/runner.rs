@@ -1,5 +1,6 @@
 //! Runs the model over one step's tokens.
 
+use crate::adapter::{AdaptedRows, Adapter};
 use crate::error::Error;
 use crate::kv::BlockTable;
 use crate::loader::LoadedModel;
@@ -28,6 +29,8 @@ pub struct SequenceStep {
     pub logits: Range<usize>,
     /// Instead of logits those tokens want their own vectors, the final norm's output.
     pub vectors: bool,
+    /// Laid over the model for these tokens.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 /// Receives logits: index of the sequence in the step, index of the token in it, `[vocab]`, or `[d_model]` where
@@ -78,6 +81,7 @@ impl Runner {
             cache: &mut self.cache,
             sequences: sequence_rows(step),
             rotary: Arc::new(parts.rope.table(&rows)),
+            adapted: AdaptedRows::of(step),
         };
         let x = parts.embedding.forward(&ids);
         let mut x = Some(x);
@@ -149,6 +153,7 @@ struct PagedContext<'a> {
     cache: &'a mut KvCache,
     sequences: Vec<SequenceRows>,
     rotary: Arc<RotaryTable>,
+    adapted: AdaptedRows,
 }
 
 impl AttentionContext for PagedContext<'_> {
@@ -165,5 +170,9 @@ impl AttentionContext for PagedContext<'_> {
         spec: AttentionSpec,
     ) -> Tensor<3> {
         attention_paged(q, k, v, self.cache, layer, &self.sequences, spec)
+    }
+
+    fn adapt(&mut self, layer: &str, x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
+        self.adapted.adapt(layer, x, y)
     }
 }

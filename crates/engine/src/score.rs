@@ -34,6 +34,8 @@ impl Scorer {
             context_limit: Some(context),
             kv_bytes: None,
             kv_type: model.kv_type(),
+            adapter_rank: 0,
+            adapter_bytes: 0,
         };
         let grant = footprint::grant(model.config(), wishes, model.ledger())?;
         let blocks = context.div_ceil(KV_BLOCK);
@@ -63,6 +65,7 @@ impl Scorer {
                 table: self.table.clone(),
                 logits: part(wanted.start)..part(wanted.end),
                 vectors: false,
+                adapter: None,
             };
             self.runner.forward(&[step], &mut |_, token, logits| each(start + token, logits));
         }

@@ -1,7 +1,8 @@
 //! One request on its way: its tokens, its sampler, and what it tells its caller.
 
 use crate::api::{
-    Constraint, Event, FinishReason, Generation, Pooling, Request, Sampling, SubmitError, TokenLogprobs,
+    Adapter, Constraint, Event, FinishReason, Generation, Pooling, Request, Sampling, SubmitError,
+    TokenLogprobs,
 };
 use crate::pool::Pool;
 use crate::runner::SequenceStep;
@@ -24,6 +25,7 @@ pub struct Sequence {
     stop_tokens: Vec<u32>,
     min_tokens: usize,
     sampler: Sampler,
+    adapter: Option<Arc<Adapter>>,
     /// When it is to be admitted at the latest, and how long that is from its arrival.
     overdue_at: Option<(Instant, Duration)>,
     /// Prompt tokens found in the prefix cache.
@@ -70,7 +72,11 @@ pub enum Outcome {
 
 impl Sequence {
     /// A sequence whose vector is wanted.
-    pub fn embedding(prompt: Vec<u32>, pooling: Pooling) -> (Self, Generation) {
+    pub fn embedding(
+        prompt: Vec<u32>,
+        pooling: Pooling,
+        adapter: Option<Arc<Adapter>>,
+    ) -> (Self, Generation) {
         let request = Request {
             prompt,
             max_tokens: 0,
@@ -78,6 +84,7 @@ impl Sequence {
             sampling: Sampling::default(),
             logprobs: None,
             prompt_logprobs: None,
+            adapter,
         };
         let (mut sequence, generation) = Self::constrained(request, None, None);
         sequence.pool = Some(Pool::new(pooling, sequence.prompt));
@@ -110,6 +117,7 @@ impl Sequence {
             min_tokens: request.sampling.min_tokens,
             pool: None,
             sampler: Sampler::new(request.sampling, &request.prompt),
+            adapter: request.adapter,
             prompt: request.prompt.len(),
             tokens: request.prompt,
             max_tokens: request.max_tokens,
@@ -168,6 +176,7 @@ impl Sequence {
             table: part.table,
             logits: self.wanted(start, end),
             vectors: self.pool.is_some(),
+            adapter: self.adapter.clone(),
         }
     }
 

@@ -14,7 +14,8 @@ pub struct RowPosition {
     pub length: u32,
 }
 
-/// What a transformer block is handed besides its input: the rows' rotary table and the attention itself.
+/// What a transformer block is handed besides its input: the rows' rotary table, the attention itself, and the adapters
+/// of single rows.
 pub trait AttentionContext {
     /// Rotary table with a line per row of the forward pass.
     fn rotary(&self) -> &Arc<RotaryTable>;
@@ -29,6 +30,13 @@ pub trait AttentionContext {
         v: Tensor<3>,
         spec: AttentionSpec,
     ) -> Tensor<3>;
+
+    /// Adds to the output `y`, `[rows, out]`, of the linear layer `layer` what the rows' adapters make of its input `x`,
+    /// `[rows, in]`. Only layers that were given a name ask.
+    fn adapt(&mut self, layer: &str, x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
+        let (_, _) = (layer, x);
+        y
+    }
 }
 
 /// Whole documents, one after another: causal within each, nothing across. The training context.

@@ -113,6 +113,7 @@ impl From<SubmitError> for ApiError {
         match error {
             SubmitError::EmptyPrompt | SubmitError::TokenOutOfRange { .. } => Self::field("prompt", message),
             SubmitError::Sampling { .. } => Self::bad_request(message),
+            SubmitError::AdapterRank { .. } => Self::field("model", message),
             SubmitError::TooLong { .. } => {
                 Self { code: Some("context_length_exceeded"), ..Self::bad_request(message) }
             }

@@ -170,6 +170,7 @@ impl Content {
             },
             logprobs: None,
             prompt_logprobs: None,
+            adapter: None,
         }
     }
 }

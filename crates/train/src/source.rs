@@ -86,6 +86,7 @@ impl<'a> TrainSource<'a> {
         let (Some(a), Some(b)) = (a, b) else { return Ok(None) };
         let mask = |run| Dropout { p: config.dropout, key: key(&[run, word(name)]) };
         let dropout = self.dropout.filter(|_| config.dropout > 0.0).map(mask);
+        let [a, b] = [a, b].map(Matrix::Dense);
         Ok(Some(Lora { a, b, scale: config.scale(), dropout }))
     }
 }

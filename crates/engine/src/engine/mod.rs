@@ -12,7 +12,8 @@
 
 mod worker;
 
-use crate::api::{EngineStats, Generation, Pooling, Request, Standing, SubmitError};
+use crate::adapter::AdapterLoader;
+use crate::api::{Adapter, EngineStats, Generation, Pooling, Request, Standing, SubmitError};
 use crate::error::Error;
 use crate::footprint::{self, Wishes};
 use crate::loader::LoadedModel;
@@ -24,6 +25,7 @@ use crate::sequence::Sequence;
 use crate::streaming::Counters;
 use hearth_kernels::paged::KV_BLOCK;
 use hearth_weights::{ModelConfig, RopeScaling};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -44,11 +46,23 @@ pub struct EngineConfig {
     /// Bytes of the KV cache. `None` = what the device's budget leaves, or 2 GiB without one; never more than
     /// `max_seqs` full sequences need.
     pub kv_bytes: Option<u64>,
+    /// Largest rank of the adapters requests may have; 0 = none.
+    pub adapter_rank: usize,
+    /// Bytes of the device's budget to leave free for adapters that are loaded later.
+    pub adapter_bytes: u64,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { max_seqs: 16, max_batch_tokens: 512, max_waiting: 1024, context_limit: None, kv_bytes: None }
+        Self {
+            max_seqs: 16,
+            max_batch_tokens: 512,
+            max_waiting: 1024,
+            context_limit: None,
+            kv_bytes: None,
+            adapter_rank: 0,
+            adapter_bytes: 0,
+        }
     }
 }
 
@@ -97,9 +111,11 @@ impl Engine {
             context_limit: config.context_limit,
             kv_bytes: config.kv_bytes,
             kv_type: model.kv_type(),
+            adapter_rank: config.adapter_rank,
+            adapter_bytes: config.adapter_bytes,
         };
         let grant = footprint::grant(model.config(), wishes, model.ledger())?;
-        let facts = Facts::new(model.config(), grant.context_limit);
+        let facts = Facts::new(model.config(), grant.context_limit, config.adapter_rank);
         let stats = EngineStats {
             weight_bytes: model.weight_bytes(),
             kv_bytes: grant.blocks as u64 * footprint::kv_block_bytes(model.config(), model.kv_type()),
@@ -107,8 +123,9 @@ impl Engine {
         };
         let scheduler = Scheduler::new(config.limits(grant.max_batch_tokens), grant.blocks, KV_BLOCK);
         let streaming = model.stream_counters();
+        let adapters = model.adapter_loader()?;
         let runner = Runner::new(model, grant.blocks, grant.working_bytes)?;
-        Self::start_with(runner, scheduler, facts, stats, streaming)
+        Self::start_with(runner, scheduler, facts, stats, streaming, Some(adapters))
     }
 
     fn start_with(
@@ -117,13 +134,14 @@ impl Engine {
         facts: Facts,
         stats: EngineStats,
         streaming: Option<Arc<Counters>>,
+        adapters: Option<AdapterLoader>,
     ) -> Result<EngineHandle, Error> {
         let state = State { scheduler, arrived: Vec::new(), next_id: 0, mode: Mode::Open, stats };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let worker = worker::Worker::new(shared.clone(), forward);
         let thread = std::thread::Builder::new().name("hearth-engine".into()).spawn(move || worker.run());
         let thread = Mutex::new(Some(thread.map_err(Error::Thread)?));
-        Ok(EngineHandle { owner: Arc::new(Owner { shared, facts, streaming, thread }) })
+        Ok(EngineHandle { owner: Arc::new(Owner { shared, facts, streaming, adapters, thread }) })
     }
 }
 
@@ -135,10 +153,12 @@ struct Facts {
     hidden_size: usize,
     /// Dynamic RoPE scaling makes the keys of prompts longer than this depend on the prompt's length.
     rotates_by_length_from: Option<usize>,
+    /// Largest rank of adapters.
+    adapter_rank: usize,
 }
 
 impl Facts {
-    fn new(config: &ModelConfig, context_limit: usize) -> Self {
+    fn new(config: &ModelConfig, context_limit: usize, adapter_rank: usize) -> Self {
         let rotates_by_length_from = match config.rope.scaling {
             RopeScaling::Dynamic { original_max_position, .. } => Some(original_max_position),
             _ => None,
@@ -148,6 +168,7 @@ impl Facts {
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
             rotates_by_length_from,
+            adapter_rank,
         }
     }
 }
@@ -211,6 +232,7 @@ struct Owner {
     shared: Arc<Shared>,
     facts: Facts,
     streaming: Option<Arc<Counters>>,
+    adapters: Option<AdapterLoader>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -236,8 +258,10 @@ impl EngineHandle {
     pub fn submit_as(&self, request: Request, standing: Standing) -> Result<Generation, SubmitError> {
         self.check(&request.prompt, request.max_tokens)?;
         sampler::validate(&request.sampling, self.owner.facts.vocab_size)?;
+        self.check_adapter(request.adapter.as_deref())?;
         let reuse = request.prompt_logprobs.is_none();
-        let arrival = self.arrival(&request.prompt, request.max_tokens, reuse, &standing);
+        let adapter = request.adapter.as_deref();
+        let arrival = self.arrival(&request.prompt, request.max_tokens, reuse, adapter, &standing);
         self.enqueue(Sequence::new(request, standing.max_queue_time)?, arrival)
     }
 
@@ -245,11 +269,17 @@ impl EngineHandle {
     ///
     /// # Errors
     /// As [`EngineHandle::submit`].
-    pub fn embed(&self, prompt: Vec<u32>, pooling: Pooling) -> Result<Generation, SubmitError> {
+    pub fn embed(
+        &self,
+        prompt: Vec<u32>,
+        pooling: Pooling,
+        adapter: Option<Arc<Adapter>>,
+    ) -> Result<Generation, SubmitError> {
         self.check(&prompt, 0)?;
+        self.check_adapter(adapter.as_deref())?;
         // Every token's hidden state is wanted, so none may be skipped.
-        let arrival = self.arrival(&prompt, 0, false, &Standing::default());
-        self.enqueue(Sequence::embedding(prompt, pooling), arrival)
+        let arrival = self.arrival(&prompt, 0, false, adapter.as_deref(), &Standing::default());
+        self.enqueue(Sequence::embedding(prompt, pooling, adapter), arrival)
     }
 
     fn enqueue(
@@ -270,15 +300,32 @@ impl EngineHandle {
         Ok(generation)
     }
 
-    fn arrival(&self, prompt: &[u32], max_tokens: usize, reuse: bool, standing: &Standing) -> Arrival {
-        let root =
+    fn arrival(
+        &self,
+        prompt: &[u32],
+        max_tokens: usize,
+        reuse: bool,
+        adapter: Option<&Adapter>,
+        standing: &Standing,
+    ) -> Arrival {
+        let length =
             self.owner.facts.rotates_by_length_from.map_or(0, |length| prompt.len().max(length) as u64);
+        // Positions are u32, so the two never meet.
+        let root = u64::from(adapter.map_or(0, Adapter::number)) << 32 | length;
         Arrival {
             client: standing.client.clone().unwrap_or_default(),
             priority: standing.priority,
             root,
             reuse,
             ..Arrival::new(0, prompt.to_vec(), max_tokens)
+        }
+    }
+
+    fn check_adapter(&self, adapter: Option<&Adapter>) -> Result<(), SubmitError> {
+        let limit = self.owner.facts.adapter_rank;
+        match adapter.map(Adapter::rank).filter(|rank| *rank > limit) {
+            Some(rank) => Err(SubmitError::AdapterRank { rank, limit }),
+            None => Ok(()),
         }
     }
 
@@ -290,6 +337,16 @@ impl EngineHandle {
             return Err(SubmitError::TooLong { prompt, max_tokens, limit });
         }
         Ok(())
+    }
+
+    /// Loads an adapter for requests to come, while others run. It stays in memory as long as it is held by somebody.
+    ///
+    /// # Errors
+    /// As [`AdapterLoader::load`]; its rank may be [`EngineConfig::adapter_rank`] at most.
+    pub fn load_adapter(&self, path: &Path) -> Result<Arc<Adapter>, Error> {
+        let loader = self.owner.adapters.as_ref();
+        let loader = loader.ok_or_else(|| Error::Config("this model takes no adapters".into()))?;
+        loader.load(path, self.owner.facts.adapter_rank)
     }
 
     /// Counters and gauges of this moment.

@@ -66,9 +66,10 @@ fn start(limits: Limits, model: Hashing) -> EngineHandle {
         vocab_size: VOCAB,
         hidden_size: VOCAB,
         rotates_by_length_from: None,
+        adapter_rank: 0,
     };
     let scheduler = Scheduler::new(limits, blocks, BLOCK);
-    Engine::start_with(model, scheduler, facts, EngineStats::default(), None).expect("a thread")
+    Engine::start_with(model, scheduler, facts, EngineStats::default(), None, None).expect("a thread")
 }
 
 fn request(prompt: &[u32], max_tokens: usize) -> Request {
@@ -79,6 +80,7 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request {
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         logprobs: None,
         prompt_logprobs: None,
+        adapter: None,
     }
 }
 

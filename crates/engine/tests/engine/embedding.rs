@@ -5,7 +5,7 @@ use hearth_engine::api::{Event, FinishReason, Pooling};
 
 fn vector(prompt: &[u32], pooling: Pooling, max_batch_tokens: usize) -> Vec<f32> {
     let engine = start(&load(&open("tiny-chat")), 1, max_batch_tokens);
-    let events = events(engine.embed(prompt.to_vec(), pooling).expect("fits"));
+    let events = events(engine.embed(prompt.to_vec(), pooling, None).expect("fits"));
     let [Event::Embedding(vector), Event::Finished { reason: FinishReason::Length, .. }] = &events[..] else {
         panic!("{events:?}")
     };
@@ -28,7 +28,7 @@ fn embeddings_and_generations_share_a_step_without_a_trace() {
     let prompt: Vec<u32> = (0..50).map(|i| i * 17 % 320).collect();
     let alone = tokens(&events(engine.submit(greedy(&prompt, 20)).expect("fits")));
     let vectors: Vec<_> =
-        (0..6).map(|_| engine.embed(prompt.clone(), Pooling::Mean).expect("fits")).collect();
+        (0..6).map(|_| engine.embed(prompt.clone(), Pooling::Mean, None).expect("fits")).collect();
     let among = engine.submit(greedy(&prompt, 20)).expect("fits");
     assert_eq!(tokens(&events(among)), alone);
     let expected = vector(&prompt, Pooling::Mean, 512);
@@ -41,7 +41,7 @@ fn embeddings_and_generations_share_a_step_without_a_trace() {
 #[test]
 fn what_has_no_vector_is_refused() {
     let engine = start(&load(&open("tiny-chat")), 1, 64);
-    assert!(engine.embed(Vec::new(), Pooling::Mean).is_err());
-    assert!(engine.embed(vec![320], Pooling::Mean).is_err());
-    assert!(engine.embed(vec![1; 100_000], Pooling::Mean).is_err());
+    assert!(engine.embed(Vec::new(), Pooling::Mean, None).is_err());
+    assert!(engine.embed(vec![320], Pooling::Mean, None).is_err());
+    assert!(engine.embed(vec![1; 100_000], Pooling::Mean, None).is_err());
 }

@@ -69,6 +69,7 @@ pub fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         logprobs: None,
         prompt_logprobs: None,
+        adapter: None,
     }
 }
 

@@ -7,7 +7,7 @@ use hearth_kernels::paged::KvType;
 use hearth_memory::Ledger;
 
 /// Requests of every kind, lengths around the block size.
-fn requests(vocab: usize, limit: usize) -> Vec<Request> {
+pub fn requests(vocab: usize, limit: usize) -> Vec<Request> {
     let prompt = |len: usize, salt: usize| -> Vec<u32> {
         (0..len).map(|i| ((i * 7 + salt * 13 + i * i * salt) % vocab) as u32).collect()
     };
@@ -31,7 +31,7 @@ fn requests(vocab: usize, limit: usize) -> Vec<Request> {
 }
 
 /// Every float as bits: `==` would let −0 pass for 0.
-fn bits(events: &[Event]) -> String {
+pub fn bits(events: &[Event]) -> String {
     let report = |r: &hearth_engine::api::TokenLogprobs| {
         let top: Vec<_> = r.top.iter().map(|(t, p)| (*t, p.to_bits())).collect();
         format!("{} {:x} {top:x?}; ", r.token, r.logprob.to_bits())

@@ -1,5 +1,6 @@
 //! The engine on the tiny models of `tests/fixtures`, held against `transformers`, the training forward and itself.
 
+mod adapters;
 mod budget;
 mod embedding;
 mod fixtures;

@@ -31,7 +31,7 @@ fn logits_are_those_of_transformers() {
 }
 
 /// Weights as the trainer holds them: row-major tensors.
-struct DenseWeights<'a>(&'a ModelFiles);
+pub struct DenseWeights<'a>(pub &'a ModelFiles);
 
 impl DenseWeights<'_> {
     fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>, Error> {
@@ -57,9 +57,8 @@ impl WeightSource for DenseWeights<'_> {
 }
 
 /// The block loop as training runs it: whole documents, no cache.
-fn training_logits(files: &ModelFiles, documents: &[&[u32]]) -> Vec<f32> {
+pub fn training_logits(files: &ModelFiles, weights: &mut dyn WeightSource, documents: &[&[u32]]) -> Vec<f32> {
     let arch = architecture(&files.config).expect("known");
-    let weights = &mut DenseWeights(files);
     let lengths: Vec<usize> = documents.iter().map(|d| d.len()).collect();
     let mut context = DocumentContext::new(&Rope::new(&files.config), &lengths);
     let mut x = arch.embedding(weights).expect("there").forward(&documents.concat());
@@ -74,7 +73,7 @@ fn logits_are_bit_equal_to_the_training_forward() {
     for case in parity_cases() {
         let (files, reference) = (open(&case), Reference::of(&case));
         let (a, b) = (reference.ids("input_ids.0"), reference.ids("input_ids.1"));
-        let trained = training_logits(&files, &[&a, &b]);
+        let trained = training_logits(&files, &mut DenseWeights(&files), &[&a, &b]);
         let arch = architecture(&files.config).expect("known");
         let dense = LoadedModel::from_source(arch.as_ref(), &mut DenseWeights(&files), &Ledger::default());
         for model in [load(&files), dense.expect("there")] {

@@ -57,6 +57,6 @@ struct LlamaBlock {
 impl Block for LlamaBlock {
     fn forward(&self, x: Tensor<2>, context: &mut dyn AttentionContext) -> Tensor<2> {
         let h = x.clone() + self.attention.forward(self.attention_norm.forward(x), context);
-        h.clone() + self.mlp.forward(self.mlp_norm.forward(h))
+        h.clone() + self.mlp.forward(self.mlp_norm.forward(h), context)
     }
 }

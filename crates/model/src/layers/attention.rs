@@ -51,15 +51,15 @@ impl Attention {
     pub fn forward(&self, x: Tensor<2>, context: &mut dyn AttentionContext) -> Tensor<2> {
         let [rows, _] = x.dims();
         // [rows, heads·head_dim] → [rows, heads, head_dim]
-        let mut q = self.q.forward(x.clone()).reshape([rows, self.heads, self.head_dim]);
-        let mut k = self.k.forward(x.clone()).reshape([rows, self.kv_heads, self.head_dim]);
-        let v = self.v.forward(x).reshape([rows, self.kv_heads, self.head_dim]);
+        let mut q = self.q.forward(x.clone(), context).reshape([rows, self.heads, self.head_dim]);
+        let mut k = self.k.forward(x.clone(), context).reshape([rows, self.kv_heads, self.head_dim]);
+        let v = self.v.forward(x, context).reshape([rows, self.kv_heads, self.head_dim]);
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             (q, k) = (q_norm.forward_heads(q), k_norm.forward_heads(k));
         }
         let table = context.rotary().clone();
         let (q, k) = (rope(q, table.clone()), rope(k, table));
         let y = context.attend(self.layer, q, k, v, self.spec);
-        self.o.forward(y.reshape([rows, self.heads * self.head_dim]))
+        self.o.forward(y.reshape([rows, self.heads * self.head_dim]), context)
     }
 }

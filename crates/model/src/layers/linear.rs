@@ -1,5 +1,6 @@
 //! Linear layers: a matrix in whatever form it is held, perhaps a bias, perhaps a low-rank adapter.
 
+use crate::context::AttentionContext;
 use burn::tensor::{Device, Tensor};
 use hearth_kernels as kernels;
 use hearth_kernels::PackedMatrix;
@@ -65,13 +66,24 @@ impl Matrix {
 #[derive(Clone)]
 pub struct Lora {
     /// `[rank, in]`.
-    pub a: Tensor<2>,
+    pub a: Matrix,
     /// `[out, rank]`.
-    pub b: Tensor<2>,
+    pub b: Matrix,
     /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
     pub scale: f32,
     /// While training only.
     pub dropout: Option<Dropout>,
+}
+
+impl Lora {
+    /// What it adds to the layer's output. `x`: `[rows, in]` → `[rows, out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let x = match self.dropout {
+            Some(d) => kernels::dropout(x, d.p, d.key),
+            None => x,
+        };
+        self.b.project(self.a.project(x)) * self.scale
+    }
 }
 
 /// Dropout with its mask's key: equal keys give equal masks.
@@ -89,12 +101,14 @@ pub struct Linear {
     weight: Matrix,
     bias: Option<Tensor<1>>,
     lora: Option<Lora>,
+    /// What the context of a pass knows it by.
+    name: Option<Arc<str>>,
 }
 
 impl Linear {
     /// Without adapter.
     pub fn new(weight: Matrix, bias: Option<Tensor<1>>) -> Self {
-        Self { weight, bias, lora: None }
+        Self { weight, bias, lora: None, name: None }
     }
 
     /// Adds an adapter.
@@ -103,20 +117,24 @@ impl Linear {
         self
     }
 
+    /// Lets the context of a pass add what adapters of its own say to a layer of this canonical name.
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
     /// `x`: `[rows, in]` → `[rows, out]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+    pub fn forward(&self, x: Tensor<2>, context: &mut dyn AttentionContext) -> Tensor<2> {
         let mut y = self.weight.project(x.clone());
         if let Some(bias) = &self.bias {
             y = y + bias.clone().unsqueeze::<2>();
         }
         if let Some(lora) = &self.lora {
-            let x = match lora.dropout {
-                Some(d) => kernels::dropout(x, d.p, d.key),
-                None => x,
-            };
-            let low = kernels::linear(x, lora.a.clone());
-            y = y + kernels::linear(low, lora.b.clone()) * lora.scale;
+            y = y + lora.forward(x.clone());
         }
-        y
+        match &self.name {
+            Some(name) => context.adapt(name, x, y),
+            None => y,
+        }
     }
 }

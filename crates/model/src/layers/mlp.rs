@@ -2,6 +2,7 @@
 
 use super::Linear;
 use crate::Error;
+use crate::context::AttentionContext;
 use crate::source::WeightSource;
 use burn::tensor::Tensor;
 use hearth_kernels::swiglu;
@@ -26,7 +27,8 @@ impl GatedMlp {
     }
 
     /// `x`: `[rows, d_model]` → the same shape.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        self.down.forward(swiglu(self.gate.forward(x.clone()), self.up.forward(x)))
+    pub fn forward(&self, x: Tensor<2>, context: &mut dyn AttentionContext) -> Tensor<2> {
+        let (gate, up) = (self.gate.forward(x.clone(), context), self.up.forward(x, context));
+        self.down.forward(swiglu(gate, up), context)
     }
 }

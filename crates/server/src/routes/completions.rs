@@ -113,6 +113,7 @@ fn sequence(
         // The best are found by their log-probabilities.
         logprobs: request.logprobs.or((request.best_of > options.n).then_some(0)),
         prompt_logprobs: request.logprobs.filter(|_| request.echo),
+        adapter: None,
     };
     Sequence {
         request: request_to_engine,

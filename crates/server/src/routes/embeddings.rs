@@ -105,10 +105,10 @@ async fn all(
 ) -> Result<Vec<Vec<f32>>, ApiError> {
     let mut inputs = inputs.into_iter();
     let Some(first) = inputs.next() else { return Ok(Vec::new()) };
-    let mut vectors = vec![vector(service.engine.embed(first, pooling)?).await?];
+    let mut vectors = vec![vector(service.engine.embed(first, pooling, None)?).await?];
     let one = |input: Vec<u32>| async move {
         loop {
-            match service.engine.embed(input.clone(), pooling) {
+            match service.engine.embed(input.clone(), pooling, None) {
                 Err(SubmitError::Busy { .. }) => tokio::time::sleep(KNOCK_AGAIN).await,
                 result => return vector(result?).await,
             }

@@ -107,5 +107,6 @@ fn endless() -> Request {
         sampling: Sampling::default(),
         logprobs: None,
         prompt_logprobs: None,
+        adapter: None,
     }
 }

@@ -64,6 +64,7 @@ fn once(running: &Running, args: &DecodeBench) -> anyhow::Result<f64> {
             sampling: Sampling { temperature: 0.0, ..Sampling::default() },
             logprobs: None,
             prompt_logprobs: None,
+            adapter: None,
         };
         generations.push(running.engine.submit(request).map_err(|e| usage(e.to_string()))?);
     }

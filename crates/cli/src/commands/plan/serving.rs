@@ -105,6 +105,8 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
         context_limit: None,
         kv_bytes: None,
         kv_type: plan.kv_type,
+        adapter_rank: 0,
+        adapter_bytes: 0,
     };
     let config = &model.files.config;
     let grant = footprint::grant(config, wishes, &ledger)?;
