@@ -216,10 +216,8 @@ __device__ void attention_backward_keys(const T* q, const T* k, const T* v, cons
     int last = tile.first + tile.count, own = tile.first + warp * 16;
     // Behind the window of its last key nobody sees the tile.
     int end = window > 0 ? min((int)tile.end, last - 1 + window) : (int)tile.end;
-#pragma unroll 1
-    for (int head = kv_head * group; head < (kv_head + 1) * group; head++)
-#pragma unroll 1
-        for (int from = tile.first; from < end; from += QUERIES) {
+    NO_UNROLL for (int head = kv_head * group; head < (kv_head + 1) * group; head++)
+        NO_UNROLL for (int from = tile.first; from < end; from += QUERIES) {
             fetch_head<QUERIES, D>(queries, q, from, end - from, heads, head, d);
             fetch_head<QUERIES, D>(slopes, dy, from, end - from, heads, head, d);
             copy_commit();

@@ -79,10 +79,11 @@ __device__ __forceinline__ void score(const float* queries, int pitch, int count
             read(key + i, k);
         }
         UNROLL for (int g = 0; g < GROUP; g++) {
-            if (g >= count) break;
-            Vector<float, 4> low = load<4>(queries + g * pitch + i), high = load<4>(queries + g * pitch + i + 4);
-            UNROLL for (int j = 0; j < 4; j++) s[g] = fmaf(low.at[j], k[j], s[g]);
-            UNROLL for (int j = 0; j < 4; j++) s[g] = fmaf(high.at[j], k[j + 4], s[g]);
+            if (g < count) {
+                Vector<float, 4> low = load<4>(queries + g * pitch + i), high = load<4>(queries + g * pitch + i + 4);
+                UNROLL for (int j = 0; j < 4; j++) s[g] = fmaf(low.at[j], k[j], s[g]);
+                UNROLL for (int j = 0; j < 4; j++) s[g] = fmaf(high.at[j], k[j + 4], s[g]);
+            }
         }
     }
 }
@@ -117,7 +118,7 @@ __device__ void attention_paged(const float* q, const Query* queries, const u32*
         most[g] = -INFINITE, sum[g] = 0.0f;
         UNROLL for (int i = 0; i < DIMS; i++) out[g][i] = 0.0f;
     }
-    for (int tile = from + warp * TOKENS; tile < to; tile += WARPS * TOKENS) {
+    NO_UNROLL for (int tile = from + warp * TOKENS; tile < to; tile += WARPS * TOKENS) {
         if (tile + TOKENS <= seen) continue;
         int token = tile + lane;
         bool visible = token < to && token >= seen;
@@ -127,14 +128,13 @@ __device__ void attention_paged(const float* q, const Query* queries, const u32*
         float key_scale = scale;
         if (sizeof(T) == 1) key_scale = scale * cache.scales[key], value_scale = cache.scales[key + KV_BLOCK];
         UNROLL for (int g = 0; g < GROUP; g++) {
-            if (g >= count) break;
-            float scaled = visible ? s[g] * key_scale : -INFINITE;
+            float scaled = visible && g < count ? s[g] * key_scale : -INFINITE;
             float now = fmaxf(most[g], warp_max(scaled));
             float base = now == -INFINITE ? 0.0f : now, before = exponential(most[g] - base), weight = exponential(scaled - base);
             sum[g] = sum[g] * before + weight;
             most[g] = now;
             UNROLL for (int i = 0; i < DIMS; i++) out[g][i] *= before;
-            weights[warp][lane][g] = visible ? weight * value_scale : 0.0f;
+            weights[warp][lane][g] = visible && g < count ? weight * value_scale : 0.0f;
         }
         __syncwarp();
         // Now a lane owns dimensions and the keys come one after another.
@@ -145,7 +145,7 @@ __device__ void attention_paged(const float* q, const Query* queries, const u32*
             if (lane * DIMS < d) read(cache.data + value * d + lane * DIMS, v);
             else UNROLL for (int i = 0; i < DIMS; i++) v[i] = 0.0f;
             UNROLL for (int g = 0; g < GROUP; g++) {
-                if (g >= count) break;
+                // Where there are fewer heads than GROUP, the rest have weight 0.
                 float weight = weights[warp][j][g];
                 UNROLL for (int i = 0; i < DIMS; i++) out[g][i] = fmaf(weight, v[i], out[g][i]);
             }
@@ -153,7 +153,6 @@ __device__ void attention_paged(const float* q, const Query* queries, const u32*
         __syncwarp();
     }
     UNROLL for (int g = 0; g < GROUP; g++) {
-        if (g >= count) break;
         float total = warp_sum(sum[g]);
         if (lane == 0) peaks[warp][g] = most[g], totals[warp][g] = total;
         UNROLL for (int i = 0; i < DIMS; i++) outs[warp][g][lane * DIMS + i] = out[g][i];
@@ -169,7 +168,7 @@ __device__ void attention_paged(const float* q, const Query* queries, const u32*
             float share = exponential(peaks[w][g] - base);
             result = fmaf(share, at < d ? outs[w][g][at] : totals[w][g], result);
         }
-        parts[(((i64)row * heads + first_head + g) * splits + blockIdx.x) * (d + 2) + (at < d ? at : at == d ? d + 1 : d)] = at == d + 1 ? peak : result;
+        parts[(((i64)row * heads + first_head + g) * splits + blockIdx.x) * (d + 2) + at] = at == d ? peak : result;
     }
 }
 
@@ -190,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_paged_join(const
 }
 
 #define KERNEL(T, GROUP, DIMS, name)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_paged_##name(                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4) attention_paged_##name(                                             \
         const float* q, const Query* queries, const u32* tables, T* data, float* scales, int heads, int kv_heads, int d,       \
         float scale, int window, int splits, float* parts) {                                                                   \
         attention_paged<T, GROUP, DIMS>(q, queries, tables, Cache<T>{data, scales}, heads, kv_heads, d, scale, window, splits, parts); \

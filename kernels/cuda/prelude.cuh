@@ -16,10 +16,14 @@ typedef unsigned long long u64;
 #define SHARED(type, name, extent) static type name extent; emulate::fresh(&name, sizeof name)
 #define DYNAMIC_SHARED(name) unsigned char* const name = emulate::machine().dynamic
 #define UNROLL
+#define UNROLL2
+#define NO_UNROLL
 #else
 #define SHARED(type, name, extent) __shared__ __align__(16) type name extent
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #define UNROLL _Pragma("unroll")
+#define UNROLL2 _Pragma("unroll 2")
+#define NO_UNROLL _Pragma("unroll 1")
 #endif
 
 #define WHOLE_WARP 0xffffffffu

@@ -47,8 +47,7 @@ __device__ __forceinline__ void four(const float* x, int pitch, int r, int k, fl
 template <Orientation A, Orientation B, int TILES>
 __device__ __forceinline__ void multiply(float (&c)[TILES][4], const float* a, int a_pitch, const float* b, int b_pitch, int k) {
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll 1
-    for (int at = 0; at < k; at += 4) {
+    NO_UNROLL for (int at = 0; at < k; at += 4) {
         float upper[4], lower[4];
         four<A>(a, a_pitch, g, at, upper);
         four<A>(a, a_pitch, g + 8, at, lower);

@@ -19,6 +19,7 @@ macro_rules! source {
 pub static SOURCES: &[Source] = &[
     source!("adamw.cu"),
     source!("attention.cu"),
+    source!("attention_paged.cu"),
     source!("cast.cu"),
     source!("cross_entropy.cu"),
     source!("dequantize.cu"),
@@ -30,6 +31,7 @@ pub static SOURCES: &[Source] = &[
     source!("quantize_rows.cu"),
     source!("rms_norm.cu"),
     source!("rope.cu"),
+    source!("sampling.cu"),
     source!("squares.cu"),
     source!("swiglu.cu"),
 ];

@@ -59,10 +59,12 @@ macro_rules! emulated {
 
 emulated! {
     attention
+    attention_paged
     dense
     elementwise
     emulator
     optimizer
     quantized
     rms_norm
+    sampling
 }
