@@ -251,17 +251,17 @@ __device__ void attention_backward_keys(const T* q, const T* k, const T* v, cons
 }
 
 #define KERNELS(T, D, name)                                                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_##name(                                               \
+    extern "C" __global__ void __launch_bounds__(THREADS, 3) attention_##name(\
         const T* q, const T* k, const T* v, const Tile* tiles, int rows, int heads, int kv_heads, int d, float scale,     \
         int window, T* y, float* logs) {                                                                                  \
         attention<T, D>(q, k, v, tiles, rows, heads, kv_heads, d, scale, window, y, logs);                                \
     }                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries_##name(                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, 3) attention_backward_queries_##name(\
         const T* q, const T* k, const T* v, const T* dy, const float* logs, const float* deltas, const Tile* tiles,       \
         int rows, int heads, int kv_heads, int d, float scale, int window, T* dq) {                                       \
         attention_backward_queries<T, D>(q, k, v, dy, logs, deltas, tiles, rows, heads, kv_heads, d, scale, window, dq);  \
     }                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys_##name(                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_keys_##name(\
         const T* q, const T* k, const T* v, const T* dy, const float* logs, const float* deltas, const Tile* tiles,       \
         int rows, int heads, int kv_heads, int d, float scale, int window, T* dk, T* dv) {                                \
         attention_backward_keys<T, D>(q, k, v, dy, logs, deltas, tiles, rows, heads, kv_heads, d, scale, window, dk, dv); \

@@ -1,4 +1,4 @@
-// Attention of single queries over a paged KV cache: decoding. The cache may be f32, f16, bf16 or int8 with a scale per vector.
+// Attention of single queries over a paged KV cache: decoding. The cache may be f32, f16 or int8 with a scale per vector.
 //
 // Keys are cut into splits of 256 counted from the sequence's start; a block takes one split of one KV head of one query row,
 // and a second kernel puts the splits together in order. So a row does not depend on the rows beside it or on the batch.
@@ -198,10 +198,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_paged_join(const
     extern "C" __global__ void __launch_bounds__(THREADS) write_kv_##name(                                                     \
         const float* k, const float* v, const Query* queries, const u32* tables, int rows, int kv_heads, int d, T* data, float* scales) { \
         write_kv(k, v, queries, tables, rows, kv_heads, d, Cache<T>{data, scales});                                            \
-    }                                                                                                                          \
-    KERNEL(T, 4, 2, name##_4_64) KERNEL(T, 4, 4, name##_4_128) KERNEL(T, 4, 8, name##_4_256)                                   \
-    KERNEL(T, 8, 2, name##_8_64) KERNEL(T, 8, 4, name##_8_128)
-KERNELS(float, f32)
-KERNELS(f16, f16)
-KERNELS(bf16, bf16)
-KERNELS(i8, i8)
+    }
+#define UPTO_4(T, name) KERNEL(T, 4, 2, name##_4_64) KERNEL(T, 4, 4, name##_4_128) KERNEL(T, 4, 8, name##_4_256)
+#define UPTO_8(T, name) KERNEL(T, 8, 2, name##_8_64) KERNEL(T, 8, 4, name##_8_128)
+KERNELS(float, f32) UPTO_4(float, f32)
+KERNELS(f16, f16) UPTO_4(f16, f16) UPTO_8(f16, f16)
+KERNELS(i8, i8) UPTO_4(i8, i8) UPTO_8(i8, i8)

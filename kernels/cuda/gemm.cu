@@ -71,9 +71,13 @@ __device__ void gemm(const T* a, const T* b, int m, int n, int k, int accumulate
     gemm_##name(const T* a, const T* b, int m, int n, int k, int accumulate, Y* y) {            \
         gemm<A, B>(a, b, m, n, k, accumulate, y);                                               \
     }
-#define KERNELS(T, Y, name) KERNEL(Rows, Rows, T, Y, nt_##name) KERNEL(Rows, Columns, T, Y, nn_##name) KERNEL(Columns, Columns, T, Y, tn_##name)
-KERNELS(float, float, f32)
-KERNELS(bf16, bf16, bf16)
-KERNELS(bf16, float, bf16_to_f32)
-KERNELS(f16, f16, f16)
-KERNELS(f16, float, f16_to_f32)
+// Gradients of weights (tn) are f32 always: they are added up over many products.
+#define PRODUCTS(T, Y, name) KERNEL(Rows, Rows, T, Y, nt_##name) KERNEL(Rows, Columns, T, Y, nn_##name)
+PRODUCTS(float, float, f32)
+KERNEL(Columns, Columns, float, float, tn_f32)
+PRODUCTS(bf16, bf16, bf16)
+PRODUCTS(bf16, float, bf16_to_f32)
+KERNEL(Columns, Columns, bf16, float, tn_bf16_to_f32)
+PRODUCTS(f16, f16, f16)
+PRODUCTS(f16, float, f16_to_f32)
+KERNEL(Columns, Columns, f16, float, tn_f16_to_f32)

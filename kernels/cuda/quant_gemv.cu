@@ -75,5 +75,5 @@ __device__ void quant_gemv(const u8* w, const i8* quants, const float* scales, c
         const u8* w, const i8* quants, const float* scales, const u32* sums, int n, int pieces, int m, float* y) { \
         quant_gemv<F, M>(w, quants, scales, sums, n, pieces, m, y);                                               \
     }
-#define KERNELS(F, name) KERNEL(F, name, 1) KERNEL(F, name, 2) KERNEL(F, name, 4) KERNEL(F, name, 8)
+#define KERNELS(F, name) KERNEL(F, name, 1) KERNEL(F, name, 4) KERNEL(F, name, 8)
 EVERY_FORMAT(KERNELS)

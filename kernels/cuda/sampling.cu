@@ -146,7 +146,7 @@ __device__ __forceinline__ u32 draw(Row row, const Sampling& s, Scratch& scratch
 
 // tokens[row] = the choice; −1 if a logit is NaN or +∞, its lowest token in wrong[row]; −2 if every one is −∞. The best token
 // may always be drawn. logits: [rows, vocab]. grid: rows; block: THREADS.
-extern "C" __global__ void __launch_bounds__(THREADS) sample(const float* logits, const Sampling* samplings, int vocab, int* tokens, u32* wrong) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(const float* logits, const Sampling* samplings, int vocab, int* tokens, u32* wrong) {
     SHARED(Scratch, scratch, [1]);
     logits += (i64)blockIdx.x * vocab;
     u64 best = 0, bad = ~0ull;

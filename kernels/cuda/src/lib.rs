@@ -5,6 +5,7 @@
 //!   CUDA's is included: users have a driver and NVRTC, not a toolkit.
 //! - [`sources`]: those files, carried in the binary.
 //! - [`nvrtc`]: the compiler, found at run time.
+//! - [`cache`]: what it made, in the user's cache.
 //! - [`usage`]: registers, spills and shared memory of each kernel, out of the compiler's log.
 //! - `tests/emulated/`: the same sources compiled as C++ and run on the CPU.
 //!
@@ -13,6 +14,7 @@
 //!   CPU computes the bits of the GPU wherever no tensor core takes part.
 //! - No kernel adds floats atomically: a result depends on its inputs alone, and a row on no other row.
 
+pub mod cache;
 pub mod nvrtc;
 pub mod sources;
 pub mod usage;

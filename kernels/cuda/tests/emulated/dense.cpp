@@ -1,7 +1,6 @@
 // Dense products and cross-entropy.
 #include "check.h"
 #include "../../gemm.cu"
-#undef KERNELS
 #undef KERNEL
 #undef THREADS
 namespace loss_file {
