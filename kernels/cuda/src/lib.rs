@@ -6,6 +6,7 @@
 //! - [`sources`]: those files, carried in the binary.
 //! - [`nvrtc`]: the compiler, found at run time.
 //! - [`cache`]: what it made, in the user's cache.
+//! - [`driver`]: which cards there are.
 //! - [`usage`]: registers, spills and shared memory of each kernel, out of the compiler's log.
 //! - `tests/emulated/`: the same sources compiled as C++ and run on the CPU.
 //!
@@ -15,6 +16,7 @@
 //! - No kernel adds floats atomically: a result depends on its inputs alone, and a row on no other row.
 
 pub mod cache;
+pub mod driver;
 pub mod nvrtc;
 pub mod sources;
 pub mod usage;
