@@ -227,6 +227,12 @@ pub struct EngineStats {
     pub cancelled: u64,
     /// Forward passes since start.
     pub steps: u64,
+    /// Times that tokens were guessed in advance, since start.
+    pub drafts: u64,
+    /// Tokens guessed.
+    pub draft_tokens: u64,
+    /// Of these, tokens that were right.
+    pub accepted_tokens: u64,
     /// Bytes of weights resident.
     pub weight_bytes: u64,
     /// Bytes of the KV cache.

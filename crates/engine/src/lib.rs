@@ -12,6 +12,7 @@
 //! - [`placement`]: which tier each transformer block lies in.
 //! - [`streaming`]: blocks that pass through the device while the model runs.
 //! - [`adapter`]: LoRA adapters that rows of a pass have of their own.
+//! - [`speculation`]: several tokens of a sequence in one forward pass.
 //! - [`score`]: logits of given tokens, through the same runner.
 //! - `pool`: the vectors of a prompt's tokens → one.
 //! - `sequence`: one request on its way from prompt to end.
@@ -41,6 +42,7 @@ pub mod runner;
 pub mod sampler;
 pub mod scheduler;
 pub mod score;
+pub mod speculation;
 pub mod streaming;
 
 mod error;
@@ -53,4 +55,5 @@ pub use error::{Error, Shortfall};
 pub use hearth_kernels::Activations;
 pub use loader::{LoadProgress, LoadedModel, ResidentWeights};
 pub use score::Scorer;
+pub use speculation::Speculation;
 pub use streaming::{Streamed, WeightPlan};

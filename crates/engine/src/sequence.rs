@@ -9,6 +9,7 @@ use crate::runner::SequenceStep;
 use crate::sampler::logprobs::LogSoftmax;
 use crate::sampler::{SampleError, Sampler};
 use crate::scheduler::Part;
+use crate::speculation::{Guesser, Speculation};
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,8 +36,16 @@ pub struct Sequence {
     pool: Option<Pool>,
     logprobs: Option<usize>,
     scoring: Option<Scoring>,
+    /// Guesses the tokens that follow, where that is wanted.
+    guesser: Option<Guesser>,
+    /// Tokens guessed to follow those known.
+    guess: Vec<u32>,
+    /// Tokens that were known before this step.
+    known: usize,
     /// What this step's logits led to, until the step is over.
-    chosen: Option<Result<Chosen, String>>,
+    news: Vec<Event>,
+    /// How they ended it.
+    end: Option<End>,
     /// Unbounded, yet never more than a prompt report and `max_tokens` events: a slow reader stops nobody.
     events: UnboundedSender<Event>,
     cancel: Arc<AtomicBool>,
@@ -49,9 +58,10 @@ struct Scoring {
     rows: Vec<Option<TokenLogprobs>>,
 }
 
-struct Chosen {
-    token: u32,
-    logprobs: Option<TokenLogprobs>,
+/// How a sequence ends.
+enum End {
+    Finished(FinishReason),
+    Failed(String),
 }
 
 /// How a sequence left a step.
@@ -59,12 +69,12 @@ struct Chosen {
 pub enum Outcome {
     /// Some of its known tokens are still to be computed.
     Prefilling,
-    /// One token longer.
-    Grew,
+    /// Longer by so many tokens.
+    Grew(usize),
     /// Over: after a last token, after a stop token or an exhausted prompt, or by failure.
     Ended {
-        /// Whether a token was sent in this step.
-        grew: bool,
+        /// Tokens sent in this step.
+        grew: usize,
         /// Whether it ended as it should.
         finished: bool,
     },
@@ -98,10 +108,13 @@ impl Sequence {
     pub fn new(
         request: Request,
         max_queue_time: Option<Duration>,
+        speculation: Option<Speculation>,
     ) -> Result<(Self, Generation), SubmitError> {
         let constraint = request.sampling.grammar.as_ref().map(|grammar| grammar.begin());
         let constraint = constraint.transpose().map_err(|what| SubmitError::Sampling { what })?;
-        Ok(Self::constrained(request, constraint, max_queue_time))
+        let (mut sequence, generation) = Self::constrained(request, constraint, max_queue_time);
+        sequence.guesser = speculation.map(Guesser::new);
+        Ok((sequence, generation))
     }
 
     fn constrained(
@@ -126,7 +139,11 @@ impl Sequence {
             stop_tokens: request.stop_tokens,
             logprobs: request.logprobs,
             scoring: request.prompt_logprobs.map(|alternatives| Scoring { alternatives, rows: vec![None] }),
-            chosen: None,
+            guesser: None,
+            guess: Vec::new(),
+            known: 0,
+            news: Vec::new(),
+            end: None,
             events,
             cancel: cancel.clone(),
             started: started.clone(),
@@ -154,9 +171,26 @@ impl Sequence {
         self.cached
     }
 
-    /// The token chosen last.
-    pub fn last_token(&self) -> u32 {
-        self.tokens[self.tokens.len() - 1]
+    /// The tokens chosen last.
+    pub fn last_tokens(&self, count: usize) -> &[u32] {
+        &self.tokens[self.tokens.len() - count..]
+    }
+
+    /// Guesses what follows; says how many tokens that are.
+    pub fn propose(&mut self) -> usize {
+        self.guess = self.guesser.as_mut().map_or_else(Vec::new, |guesser| guesser.guess(&self.tokens));
+        self.guess.len()
+    }
+
+    /// How many of the tokens guessed for a step were right. They are not guessed again.
+    pub fn judge(&mut self, proposed: usize) -> usize {
+        let given = &self.tokens[self.known..];
+        let accepted = self.guess.iter().take(proposed).zip(given).take_while(|(a, b)| a == b).count();
+        if let Some(guesser) = &mut self.guesser {
+            guesser.learn(proposed, accepted);
+        }
+        self.guess.clear();
+        accepted
     }
 
     /// Whether nobody waits for it any more.
@@ -164,17 +198,19 @@ impl Sequence {
         self.cancel.load(Ordering::Acquire) || self.events.is_closed()
     }
 
-    /// Its tokens at the planned positions.
+    /// Its tokens at the planned positions, and behind them those of its guess that are to be tried.
     pub fn step(&mut self, part: Part) -> SequenceStep {
         self.cached = part.cached;
         let Range { start, end } = part.positions;
         self.started.get_or_init(Instant::now);
+        self.known = self.tokens.len();
+        let wanted = self.wanted(start, end);
         SequenceStep {
-            tokens: self.tokens[start..end].to_vec(),
+            tokens: [&self.tokens[start..end], &self.guess[..part.proposed]].concat(),
             first_position: start,
             prompt: self.prompt,
             table: part.table,
-            logits: self.wanted(start, end),
+            logits: wanted.start..wanted.end + part.proposed,
             vectors: self.pool.is_some(),
             adapter: self.adapter.clone(),
         }
@@ -200,7 +236,7 @@ impl Sequence {
         }
         if let Err(error) = self.read_logits(position, logits) {
             let what = format!("the logits after token {position} cannot be used: {error}");
-            self.chosen.get_or_insert(Err(what));
+            self.end.get_or_insert(End::Failed(what));
         }
     }
 
@@ -215,14 +251,39 @@ impl Sequence {
             }
             return Ok(());
         }
+        // What follows a guess that was wrong says nothing.
+        let computed =
+            if position < self.known { self.tokens[position] } else { self.guess[position - self.known] };
+        if self.end.is_some() || self.tokens.len() != next || self.tokens[position] != computed {
+            return Ok(());
+        }
         let allowed = self.allowed(logits)?;
         let token = self.sampler.choose(&allowed, next)?;
         let logprobs = match self.logprobs {
             Some(alternatives) => Some(LogSoftmax::new(logits)?.report(token, alternatives)),
             None => None,
         };
-        self.chosen.get_or_insert(Ok(Chosen { token, logprobs }));
+        self.take_token(token, logprobs);
         Ok(())
+    }
+
+    /// Goes on by a token, or comes to its end.
+    fn take_token(&mut self, id: u32, logprobs: Option<TokenLogprobs>) {
+        if self.stop_tokens.contains(&id) {
+            self.end = Some(End::Finished(FinishReason::Stop));
+            return;
+        }
+        self.tokens.push(id);
+        self.sampler.record(id);
+        self.news.push(Event::Token { id, logprobs });
+        self.end = match self.constraint.as_mut().map(|constraint| constraint.advance(id)) {
+            Some(Err(why)) => Some(End::Failed(why)),
+            Some(Ok(true)) => Some(End::Finished(FinishReason::Stop)),
+            _ if self.tokens.len() - self.prompt >= self.max_tokens => {
+                Some(End::Finished(FinishReason::Length))
+            }
+            _ => None,
+        };
     }
 
     /// The logits with what must not come next at −∞.
@@ -244,46 +305,42 @@ impl Sequence {
 
     /// Draws the conclusion of a step that computed everything before position `computed`, and tells the caller.
     pub fn settle(&mut self, computed: usize) -> Outcome {
-        if let Some(Err(_)) = &self.chosen {
-            let what = self.chosen.take().and_then(Result::err).unwrap_or_default();
-            return self.fail(what);
+        if computed < self.known {
+            return match self.end.take() {
+                Some(End::Failed(why)) => self.fail(why),
+                _ => Outcome::Prefilling,
+            };
         }
-        if computed < self.tokens.len() {
-            return Outcome::Prefilling;
-        }
-        if let Some(scoring) = self.scoring.take() {
+        let failed = matches!(self.end, Some(End::Failed(_)));
+        if let Some(scoring) = self.scoring.take().filter(|_| !failed) {
             self.send(Event::Prompt(scoring.rows));
         }
         if let Some(pool) = self.pool.take() {
             self.send(Event::Embedding(pool.finish()));
         }
-        let Some(Ok(Chosen { token, logprobs })) = self.chosen.take() else {
-            return self.finish(FinishReason::Length, false);
-        };
-        if self.stop_tokens.contains(&token) {
-            return self.finish(FinishReason::Stop, false);
+        let grew = self.news.len();
+        for event in std::mem::take(&mut self.news) {
+            self.send(event);
         }
-        self.tokens.push(token);
-        self.sampler.record(token);
-        self.send(Event::Token { id: token, logprobs });
-        match self.constraint.as_mut().map(|constraint| constraint.advance(token)) {
-            Some(Err(why)) => return self.fail(why),
-            Some(Ok(true)) => return self.finish(FinishReason::Stop, true),
-            _ => {}
-        }
-        match self.tokens.len() - self.prompt < self.max_tokens {
-            true => Outcome::Grew,
-            false => self.finish(FinishReason::Length, true),
+        match self.end.take() {
+            Some(End::Failed(why)) => {
+                self.fail(why);
+                Outcome::Ended { grew, finished: false }
+            }
+            Some(End::Finished(reason)) => self.finish(reason, grew),
+            // Nothing was to be generated.
+            None if grew == 0 => self.finish(FinishReason::Length, 0),
+            None => Outcome::Grew(grew),
         }
     }
 
     /// Ends it with a sentence.
     pub fn fail(&self, why: String) -> Outcome {
         self.send(Event::Failed(why));
-        Outcome::Ended { grew: false, finished: false }
+        Outcome::Ended { grew: 0, finished: false }
     }
 
-    fn finish(&self, reason: FinishReason, grew: bool) -> Outcome {
+    fn finish(&self, reason: FinishReason, grew: usize) -> Outcome {
         self.send(Event::Finished { reason, cached_tokens: self.cached });
         Outcome::Ended { grew, finished: true }
     }

@@ -22,6 +22,7 @@ use crate::sampler;
 use crate::scheduler::{Arrival, Limits, RequestId, Scheduler};
 use crate::score::check_tokens;
 use crate::sequence::Sequence;
+use crate::speculation::{MOST_DRAFT_TOKENS, Speculation};
 use crate::streaming::Counters;
 use hearth_kernels::paged::KV_BLOCK;
 use hearth_weights::{ModelConfig, RopeScaling};
@@ -50,6 +51,8 @@ pub struct EngineConfig {
     pub adapter_rank: usize,
     /// Bytes of the device's budget to leave free for adapters that are loaded later.
     pub adapter_bytes: u64,
+    /// Guess tokens in advance. Responses are the same, only sooner.
+    pub speculation: Option<Speculation>,
 }
 
 impl Default for EngineConfig {
@@ -62,6 +65,7 @@ impl Default for EngineConfig {
             kv_bytes: None,
             adapter_rank: 0,
             adapter_bytes: 0,
+            speculation: None,
         }
     }
 }
@@ -76,6 +80,10 @@ impl EngineConfig {
                 "max_batch_tokens is {max_batch_tokens}, it must be at least max_seqs, which is {max_seqs}: every \
                  running sequence needs a token per step"
             )
+        } else if let Some(Speculation { draft_tokens: n }) = self.speculation
+            && !(1..=MOST_DRAFT_TOKENS).contains(&n)
+        {
+            format!("{n} tokens are to be guessed at a time, it must be from 1 to {MOST_DRAFT_TOKENS}")
         } else if self.context_limit == Some(0) {
             "the context limit is 0, it must be at least 1".into()
         } else {
@@ -115,7 +123,7 @@ impl Engine {
             adapter_bytes: config.adapter_bytes,
         };
         let grant = footprint::grant(model.config(), wishes, model.ledger())?;
-        let facts = Facts::new(model.config(), grant.context_limit, config.adapter_rank);
+        let facts = Facts::new(model.config(), grant.context_limit, &config);
         let stats = EngineStats {
             weight_bytes: model.weight_bytes(),
             kv_bytes: grant.blocks as u64 * footprint::kv_block_bytes(model.config(), model.kv_type()),
@@ -155,10 +163,11 @@ struct Facts {
     rotates_by_length_from: Option<usize>,
     /// Largest rank of adapters.
     adapter_rank: usize,
+    speculation: Option<Speculation>,
 }
 
 impl Facts {
-    fn new(config: &ModelConfig, context_limit: usize, adapter_rank: usize) -> Self {
+    fn new(config: &ModelConfig, context_limit: usize, bounds: &EngineConfig) -> Self {
         let rotates_by_length_from = match config.rope.scaling {
             RopeScaling::Dynamic { original_max_position, .. } => Some(original_max_position),
             _ => None,
@@ -168,7 +177,8 @@ impl Facts {
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
             rotates_by_length_from,
-            adapter_rank,
+            adapter_rank: bounds.adapter_rank,
+            speculation: bounds.speculation,
         }
     }
 }
@@ -262,7 +272,7 @@ impl EngineHandle {
         let reuse = request.prompt_logprobs.is_none();
         let adapter = request.adapter.as_deref();
         let arrival = self.arrival(&request.prompt, request.max_tokens, reuse, adapter, &standing);
-        self.enqueue(Sequence::new(request, standing.max_queue_time)?, arrival)
+        self.enqueue(Sequence::new(request, standing.max_queue_time, self.owner.facts.speculation)?, arrival)
     }
 
     /// Queues a prompt whose vector is wanted: it sends [`Event::Embedding`](crate::api::Event::Embedding).

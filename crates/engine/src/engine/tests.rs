@@ -60,6 +60,10 @@ fn limits() -> Limits {
 }
 
 fn start(limits: Limits, model: Hashing) -> EngineHandle {
+    start_guessing(limits, model, None)
+}
+
+fn start_guessing(limits: Limits, model: Hashing, speculation: Option<Speculation>) -> EngineHandle {
     let blocks = model.slots.len() / BLOCK;
     let facts = Facts {
         context_limit: blocks * BLOCK,
@@ -67,6 +71,7 @@ fn start(limits: Limits, model: Hashing) -> EngineHandle {
         hidden_size: VOCAB,
         rotates_by_length_from: None,
         adapter_rank: 0,
+        speculation,
     };
     let scheduler = Scheduler::new(limits, blocks, BLOCK);
     Engine::start_with(model, scheduler, facts, EngineStats::default(), None, None).expect("a thread")
@@ -126,10 +131,9 @@ fn a_response_is_the_same_alone_and_in_any_company_at_any_chunking() {
         .collect();
     assert_eq!(tokens(&alone[0]), expected(&[1], 7));
     for (max_seqs, max_batch_tokens, blocks) in [(1, 1, 8), (3, 3, 8), (6, 6, 64), (6, 7, 20), (6, 100, 64)] {
-        let engine = start(
-            Limits { max_seqs, max_batch_tokens, max_waiting: 100, max_overtaken: 9 },
-            Hashing::new(blocks),
-        );
+        let limits = Limits { max_seqs, max_batch_tokens, max_waiting: 100, max_overtaken: 9 };
+        let guesses = (max_batch_tokens % 3 == 1).then_some(Speculation { draft_tokens: 3 });
+        let engine = start_guessing(limits, Hashing::new(blocks), guesses);
         let running: Vec<_> = mixed_requests().into_iter().map(|r| engine.submit(r).expect("fits")).collect();
         for (generation, alone) in running.into_iter().zip(&alone) {
             assert_eq!(&events(generation), alone, "{max_seqs} sequences, {max_batch_tokens} tokens a step");

@@ -34,8 +34,10 @@ struct Moving {
     id: RequestId,
     /// Position of its first token in the step.
     start: usize,
-    /// Position after its last token in the step.
+    /// Position after its last known token in the step.
     end: usize,
+    /// Tokens that were guessed to follow.
+    proposed: usize,
     sequence: Sequence,
 }
 
@@ -147,30 +149,37 @@ impl<F: Forward> Worker<F> {
 
     fn set_out(&mut self, part: Part) -> (Moving, SequenceStep) {
         let mut sequence = self.sequences.remove(&part.id).expect("only accepted sequences are planned");
-        let (id, start, end) = (part.id, part.positions.start, part.positions.end);
+        let (id, start, end, proposed) = (part.id, part.positions.start, part.positions.end, part.proposed);
         let step = sequence.step(part);
-        (Moving { id, start, end, sequence }, step)
+        (Moving { id, start, end, proposed, sequence }, step)
     }
 
-    fn book(&mut self, state: &mut State, m: Moving, outcome: Outcome) {
+    fn book(&mut self, state: &mut State, mut m: Moving, outcome: Outcome) {
         let prompt = m.sequence.prompt();
         state.stats.prompt_tokens += (m.end.min(prompt) - m.start.min(prompt)) as u64;
-        if !matches!(outcome, Outcome::Ended { finished: false, .. }) {
+        let (grew, is_over, has_failed) = match outcome {
+            Outcome::Prefilling => (0, false, false),
+            Outcome::Grew(grew) => (grew, false, false),
+            Outcome::Ended { grew, finished } => (grew, true, !finished),
+        };
+        state.stats.generated_tokens += grew as u64;
+        state.stats.drafts += u64::from(m.proposed > 0);
+        state.stats.draft_tokens += m.proposed as u64;
+        state.stats.accepted_tokens += m.sequence.judge(m.proposed) as u64;
+        if !has_failed {
+            if grew > 0 {
+                state.scheduler.append(m.id, m.sequence.last_tokens(grew));
+            }
             state.scheduler.stored(m.id);
         }
-        match outcome {
-            Outcome::Prefilling => {}
-            Outcome::Grew => {
-                state.stats.generated_tokens += 1;
-                state.scheduler.append(m.id, m.sequence.last_token());
-            }
-            Outcome::Ended { grew, finished } => {
-                state.stats.cached_tokens += m.sequence.cached() as u64;
-                state.stats.generated_tokens += u64::from(grew);
-                state.stats.finished += u64::from(finished);
-                state.scheduler.remove(m.id);
-                return;
-            }
+        if is_over {
+            state.stats.cached_tokens += m.sequence.cached() as u64;
+            state.stats.finished += u64::from(!has_failed);
+            state.scheduler.remove(m.id);
+            return;
+        }
+        if grew > 0 {
+            state.scheduler.propose(m.id, m.sequence.propose());
         }
         self.sequences.insert(m.id, m.sequence);
     }

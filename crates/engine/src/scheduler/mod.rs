@@ -18,6 +18,9 @@
 //!   and on its position alone, so it generates what it would have.
 //! - **A step** holds at most `max_batch_tokens` tokens: one for each sequence that is generating, then prompts
 //!   in order of admission, split where the budget ends (Dynamic SplitFuse).
+//! - **Guessed tokens** ([`Scheduler::propose`], `speculation`): what a step has left goes to tokens guessed to follow those
+//!   of generating sequences. They lie in blocks within the most a sequence may need, taken when everyone has theirs and
+//!   given back after the step, so nobody is preempted or kept waiting for a guess.
 //! - **Prefix cache**: a prompt skips the full blocks another sequence computed before, and looks again at each
 //!   block's start. If a sequence admitted earlier computes in this very step the block it needs next, it waits for
 //!   that instead of computing the same: so samples of one prompt compute it once.
@@ -74,8 +77,10 @@ pub struct QueueFull {
 pub struct Part {
     /// Whose.
     pub id: RequestId,
-    /// Positions of the tokens to compute.
+    /// Positions of the known tokens to compute.
     pub positions: Range<usize>,
+    /// How many of the tokens it proposed come behind these.
+    pub proposed: usize,
     /// The sequence's KV blocks.
     pub table: BlockTable,
     /// Prompt tokens of it that were found in the prefix cache.
@@ -196,7 +201,25 @@ impl Scheduler {
                 parts.push(self.running[i].take(count));
             }
         }
+        self.add_proposed(&mut parts, &moving, left);
         parts
+    }
+
+    /// Gives what is left of a step to proposed tokens.
+    fn add_proposed(&mut self, parts: &mut [Part], moving: &[usize], mut left: usize) {
+        for (part, &i) in parts.iter_mut().zip(moving) {
+            let sequence = &mut self.running[i];
+            let wanted = sequence.proposed_at_most().min(left);
+            let positions = sequence.tokens.len() + wanted;
+            let missing = positions.div_ceil(self.block_tokens).saturating_sub(sequence.table.len());
+            // Fewer fit into the blocks it has when no more are to be had.
+            let own = self.pool.allocate(missing).unwrap_or_default();
+            sequence.extend(own);
+            let room = sequence.table.len() * self.block_tokens - sequence.tokens.len();
+            part.proposed = wanted.min(room);
+            part.table = sequence.table.clone();
+            left -= part.proposed;
+        }
     }
 
     /// Gives every running sequence blocks for the tokens it knows, the oldest first, at the expense of the youngest.
@@ -237,11 +260,22 @@ impl Scheduler {
         sequence.register(&mut self.pool, self.block_tokens);
     }
 
-    /// A running sequence whose known tokens are all computed got one more.
-    pub fn append(&mut self, id: RequestId, token: u32) {
+    /// A running sequence whose known tokens are all computed got more: those it had proposed and that were right, which
+    /// are computed too, and one. Must come before [`Scheduler::stored`].
+    pub fn append(&mut self, id: RequestId, tokens: &[u32]) {
         let sequence = self.running.iter_mut().find(|s| s.id == id).expect("only running sequences grow");
-        assert!(sequence.left() == 0 && sequence.tokens.len() < sequence.most, "request {id} outgrew");
-        sequence.tokens.push(token);
+        assert!(sequence.left() == 0 && !tokens.is_empty(), "request {id} has not come so far");
+        assert!(sequence.tokens.len() + tokens.len() <= sequence.most, "request {id} outgrew");
+        sequence.grow(tokens, &mut self.pool, self.block_tokens);
+        let client = sequence.client.clone();
+        self.queue.charge(&client, tokens.len() - 1);
+    }
+
+    /// A running sequence has a guess at the tokens that follow those it knows.
+    pub fn propose(&mut self, id: RequestId, count: usize) {
+        if let Some(sequence) = self.running.iter_mut().find(|s| s.id == id) {
+            sequence.proposed = count;
+        }
     }
 
     /// Takes a request out, finished or not: its blocks are free at once and go to whoever is next.

@@ -1,7 +1,8 @@
 //! Every state that a few requests can lead to, whatever they do and whenever they come and go.
 //!
 //! A breadth-first walk over the scheduler itself. Its moves: a request arrives, between steps or while one runs; one
-//! is cancelled; a step runs, and each sequence that got a token in it goes on or stops. In every state the claims of
+//! is cancelled; a step runs, and each sequence that got a token in it goes on or stops, any number of its guesses having
+//! been right. In every state the claims of
 //! the module's documentation are checked: no block is lost or written by two, the oldest sequence moves in every
 //! step and is never preempted, and left alone, every request comes to its end.
 
@@ -28,6 +29,8 @@ struct World {
     block_tokens: usize,
     asks: Vec<Ask>,
     cancels: usize,
+    /// Tokens that every sequence guesses whenever it can.
+    guesses: usize,
 }
 
 #[derive(Clone)]
@@ -75,7 +78,7 @@ impl State {
     fn plan(&mut self) -> Vec<Part> {
         let before = self.oldest();
         let parts = self.scheduler.plan();
-        let tokens: usize = parts.iter().map(|p| p.positions.len()).sum();
+        let tokens: usize = parts.iter().map(|p| p.positions.len() + p.proposed).sum();
         assert!(tokens <= self.scheduler.limits.max_batch_tokens);
         assert_eq!(parts.is_empty(), self.live.is_empty(), "as long as there is somebody, somebody moves");
         if let Some((id, computed)) = before {
@@ -91,22 +94,28 @@ impl State {
         parts.iter().filter(|p| p.positions.end == known(p)).map(|p| p.id).collect()
     }
 
-    /// Ends a planned step; those of `stopping` got their last token in it.
-    fn feed(&mut self, world: &World, parts: &[Part], stopping: &[RequestId]) {
+    /// Ends a planned step, for those it gave a token as they fare.
+    fn feed(&mut self, world: &World, parts: &[Part], fates: &BTreeMap<RequestId, Fate>) {
         let grown = self.grown(world, parts);
         for part in parts {
-            assert!(part.positions.end <= part.table.len() * world.block_tokens, "positions have blocks");
-            self.scheduler.stored(part.id);
+            let end = part.positions.end + part.proposed;
+            assert!(end <= part.table.len() * world.block_tokens, "positions have blocks");
             let generated = self.live.get_mut(&part.id).expect("only live requests are planned");
             if !grown.contains(&part.id) {
+                self.scheduler.stored(part.id);
                 continue;
             }
-            *generated += 1;
-            if *generated >= world.asks[part.id as usize].max_tokens || stopping.contains(&part.id) {
+            let fate = fates.get(&part.id).copied().unwrap_or_default();
+            let tokens: Vec<u32> = (1..=fate.right + 1).map(|i| 7000 + (*generated + i) as u32).collect();
+            *generated += tokens.len();
+            assert!(*generated <= world.asks[part.id as usize].max_tokens, "no guess goes too far");
+            self.scheduler.append(part.id, &tokens);
+            self.scheduler.stored(part.id);
+            if *generated >= world.asks[part.id as usize].max_tokens || fate.stops {
                 self.live.remove(&part.id);
                 self.scheduler.remove(part.id);
             } else {
-                self.scheduler.append(part.id, 7000 + *generated as u32);
+                self.scheduler.propose(part.id, world.guesses);
             }
         }
     }
@@ -125,8 +134,9 @@ impl State {
     /// What distinguishes it from other states: all but numbers that only ever grow.
     fn shape(&self) -> String {
         let s = &self.scheduler;
-        let sequence =
-            |s: &Running| (s.id, s.tokens.len(), s.computed, s.registered, s.table.to_vec(), s.reached);
+        let sequence = |s: &Running| {
+            (s.id, s.tokens.len(), s.computed, s.registered, s.table.to_vec(), s.reached, s.proposed)
+        };
         let running: Vec<_> = s.running.iter().map(sequence).collect();
         let parked: Vec<_> = s.parked.iter().map(sequence).collect();
         format!(
@@ -146,7 +156,7 @@ impl State {
                 return step;
             }
             let parts = self.plan();
-            self.feed(world, &parts, &[]);
+            self.feed(world, &parts, &BTreeMap::new());
             self.check();
         }
         panic!("somebody never ends: {:?}", self.scheduler);
@@ -181,18 +191,42 @@ impl State {
             if arrives && planned.arrived == world.asks.len() {
                 continue;
             }
-            for choice in 0..1u32 << grown.len() {
-                let stops = |i: &usize| choice >> i & 1 == 1;
-                let stopping: Vec<_> = (0..grown.len()).filter(stops).map(|i| grown[i]).collect();
+            for fates in all_fates(&parts, &grown) {
                 let mut state = planned.clone();
                 if arrives {
                     state.arrive(world);
                 }
-                state.feed(world, &parts, &stopping);
+                state.feed(world, &parts, &fates);
                 next.push(state);
             }
         }
     }
+}
+
+/// What becomes of a sequence that gets a token.
+#[derive(Clone, Copy, Default)]
+struct Fate {
+    /// Guesses that were right.
+    right: usize,
+    stops: bool,
+}
+
+/// Every way that the sequences of `grown` can fare together.
+fn all_fates(parts: &[Part], grown: &[RequestId]) -> Vec<BTreeMap<RequestId, Fate>> {
+    let mut all = vec![BTreeMap::new()];
+    for part in parts.iter().filter(|part| grown.contains(&part.id)) {
+        let fates = (0..=part.proposed).flat_map(|right| [false, true].map(|stops| Fate { right, stops }));
+        let with = |fate: Fate| {
+            let add = move |others: &BTreeMap<_, _>| {
+                let mut fates = others.clone();
+                fates.insert(part.id, fate);
+                fates
+            };
+            all.iter().map(add).collect::<Vec<_>>()
+        };
+        all = fates.flat_map(with).collect();
+    }
+    all
 }
 
 /// Walks through all states. Returns how many there are and how many preemptions were seen.
@@ -229,6 +263,7 @@ fn no_state_is_a_deadlock_loses_a_block_or_starves_a_request() {
             block_tokens: 1,
             asks: vec![ask(1, 5, 1, "a", 0), ask(2, 4, 2, "a", 0), ask(1, 4, 3, "b", 0)],
             cancels: 1,
+            guesses: 0,
         },
         // Samples of one prompt, which wait for one another's blocks, in blocks of two.
         World {
@@ -237,6 +272,7 @@ fn no_state_is_a_deadlock_loses_a_block_or_starves_a_request() {
             block_tokens: 2,
             asks: vec![ask(5, 4, 1, "a", 0), ask(5, 4, 1, "a", 0), ask(5, 2, 1, "b", 0)],
             cancels: 1,
+            guesses: 0,
         },
         // Four short ones of several clients and priorities, two at a time, a queue that fills up.
         World {
@@ -250,6 +286,25 @@ fn no_state_is_a_deadlock_loses_a_block_or_starves_a_request() {
                 ask(1, 1, 1, "c", 1),
             ],
             cancels: 0,
+            guesses: 0,
+        },
+        // The first with two guesses at a time, in blocks of one: trust, growth and preemption beside them.
+        World {
+            limits: limits(3, 5, 3, 2),
+            blocks: 6,
+            block_tokens: 1,
+            asks: vec![ask(1, 5, 1, "a", 0), ask(2, 4, 2, "a", 0), ask(1, 3, 3, "b", 0)],
+            cancels: 1,
+            guesses: 2,
+        },
+        // Guesses across the ends of blocks that samples of one prompt share.
+        World {
+            limits: limits(2, 4, 3, 2),
+            blocks: 5,
+            block_tokens: 2,
+            asks: vec![ask(3, 5, 1, "a", 0), ask(3, 5, 1, "a", 0), ask(3, 2, 1, "b", 0)],
+            cancels: 0,
+            guesses: 3,
         },
     ];
     let (mut states, mut preemptions) = (0, 0);

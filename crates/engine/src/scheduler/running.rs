@@ -31,6 +31,8 @@ pub(super) struct Running {
     pub reuse: bool,
     /// Prompt tokens it found computed.
     pub cached: usize,
+    /// Tokens guessed to follow those it knows.
+    pub proposed: usize,
 }
 
 impl Running {
@@ -52,6 +54,7 @@ impl Running {
             registered: 0,
             reuse: arrival.reuse,
             cached: 0,
+            proposed: 0,
         }
     }
 
@@ -79,6 +82,7 @@ impl Running {
         self.chain = Chain::Root(self.root);
         self.registered = 0;
         self.computed = 0;
+        self.proposed = 0;
     }
 
     /// Takes over blocks the cache has for its next tokens, in place of its own. At least its last token is left to
@@ -134,10 +138,35 @@ impl Running {
         self.computed >= self.prompt && self.left() <= 1
     }
 
+    /// How many proposed tokens a step that computes all it knows may hold: none behind its last position.
+    pub fn proposed_at_most(&self) -> usize {
+        match self.left() {
+            0 => self.proposed.min((self.most - 1).saturating_sub(self.tokens.len())),
+            _ => 0,
+        }
+    }
+
+    /// Takes tokens a step gave it; all but the last are computed. Blocks for what was proposed in vain go back.
+    pub fn grow(&mut self, tokens: &[u32], pool: &mut BlockPool, block_tokens: usize) {
+        self.tokens.extend_from_slice(tokens);
+        self.computed += tokens.len() - 1;
+        self.reached = self.reached.max(self.computed);
+        self.proposed = 0;
+        let known = self.blocks_for_known(block_tokens).min(self.table.len());
+        pool.release(&self.table[known..]);
+        self.table = self.table[..known].into();
+    }
+
     pub fn take(&mut self, count: usize) -> Part {
         let start = self.computed;
         self.computed += count;
         self.reached = self.reached.max(self.computed);
-        Part { id: self.id, positions: start..self.computed, table: self.table.clone(), cached: self.cached }
+        Part {
+            id: self.id,
+            positions: start..self.computed,
+            proposed: 0,
+            table: self.table.clone(),
+            cached: self.cached,
+        }
     }
 }

@@ -27,6 +27,22 @@ impl Wish {
     }
 }
 
+/// How many tokens are guessed, and how many of them are right: anything, and always the same.
+#[derive(Clone, Copy, Debug, Default)]
+struct Guesses {
+    most: usize,
+}
+
+impl Guesses {
+    fn made(self, id: RequestId, generated: usize) -> usize {
+        (id as usize * 5 + generated * 3) % (self.most + 1)
+    }
+
+    fn right(self, id: RequestId, generated: usize) -> usize {
+        (id as usize + generated * 7) % (self.most + 1)
+    }
+}
+
 /// Plays the engine: feeds plans back, checks every rule on the way.
 struct Play {
     scheduler: Scheduler,
@@ -38,6 +54,7 @@ struct Play {
     /// In the order they were admitted.
     started: Vec<RequestId>,
     finished: BTreeSet<RequestId>,
+    guesses: Guesses,
 }
 
 impl Play {
@@ -50,6 +67,7 @@ impl Play {
             next_id: 0,
             started: Vec::new(),
             finished: BTreeSet::new(),
+            guesses: Guesses::default(),
         }
     }
 
@@ -80,7 +98,7 @@ impl Play {
     /// One step. Returns how many tokens it held.
     fn step(&mut self) -> usize {
         let parts = self.scheduler.plan();
-        let tokens: usize = parts.iter().map(|p| p.positions.len()).sum();
+        let tokens: usize = parts.iter().map(|p| p.positions.len() + p.proposed).sum();
         assert!(tokens <= self.limits.max_batch_tokens);
         assert!(parts.len() <= self.limits.max_seqs);
         let is_decode = |p: &Part| {
@@ -106,27 +124,35 @@ impl Play {
     fn feed(&mut self, part: Part) {
         let wish = self.wishes[&part.id];
         let (computed, generated) = self.progress.get_mut(&part.id).expect("only live requests are planned");
+        assert!(
+            part.positions.end + part.proposed <= part.table.len() * self.scheduler.block_tokens,
+            "positions have blocks"
+        );
         let again = part.positions.start < *computed;
         assert!(!again || self.scheduler.preemptions() > 0, "every position once, unless preempted");
         assert!(part.positions.start <= *computed || part.cached > 0, "in order, unless found computed");
         *computed = part.positions.end.max(*computed);
+        let most = wish.stops_after.min(wish.max_tokens);
+        let gets = match part.positions.end < wish.prompt + *generated {
+            true => 0,
+            false => (1 + self.guesses.right(part.id, *generated).min(part.proposed)).min(most - *generated),
+        };
+        if gets > 0 {
+            let tokens: Vec<u32> = (0..gets).map(|i| 7001 + (*generated + i) as u32).collect();
+            self.scheduler.append(part.id, &tokens);
+            *computed = *computed + gets - 1;
+            *generated += gets;
+        }
         self.scheduler.stored(part.id);
-        assert!(
-            part.positions.end <= part.table.len() * self.scheduler.block_tokens,
-            "positions have blocks"
-        );
-        if part.positions.end < wish.prompt + *generated {
+        if part.positions.end < wish.prompt {
             return;
         }
-        if *generated < wish.max_tokens {
-            *generated += 1;
-        }
-        if *generated >= wish.stops_after.min(wish.max_tokens) {
+        if *generated >= most {
             self.scheduler.remove(part.id);
             self.progress.remove(&part.id);
             self.finished.insert(part.id);
-        } else {
-            self.scheduler.append(part.id, 7000 + *generated as u32);
+        } else if gets > 0 {
+            self.scheduler.propose(part.id, self.guesses.made(part.id, *generated));
         }
     }
 
@@ -344,6 +370,7 @@ fn every_small_schedule_finishes() {
             let (pause_1, pause_2, cancel_at) = (digit(3), digit(3), digit(8));
             let family = digit(2) as u32;
             let mut play = Play::new(limits(seqs, tokens, 3), blocks, block_tokens);
+            play.guesses.most = seqs - 1;
             play.enqueue(wish(kinds[0]));
             play.steps(pause_1);
             play.enqueue(wish(kinds[1]).of_family(family));
@@ -390,9 +417,11 @@ proptest! {
         max_waiting in 0..5usize,
         spare_blocks in 0..20usize,
         block_tokens in 1..9usize,
+        guesses in 0..5usize,
     ) {
         let blocks = 64usize.div_ceil(block_tokens) + spare_blocks;
         let mut play = Play::new(limits(max_seqs, max_seqs + spare_tokens, max_waiting), blocks, block_tokens);
+        play.guesses.most = guesses;
         for m in moves {
             match m {
                 Move::Enqueue(wish) => {

@@ -8,4 +8,5 @@ mod formats;
 mod generation;
 mod invariance;
 mod scoring;
+mod speculation;
 mod streaming;
