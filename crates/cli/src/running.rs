@@ -5,10 +5,13 @@ use crate::golden;
 use crate::open::Model;
 use crate::ui::{Ui, bytes};
 use anyhow::bail;
-use hearth_engine::api::{Event, FinishReason, Request, Sampling};
+use hearth_engine::api::{Adapter, Event, FinishReason, Request, Sampling};
 use hearth_engine::{Activations, Engine, EngineConfig, EngineHandle, LoadedModel};
 use hearth_memory::{Budget, Ledger, Tier};
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Which model, within which memory.
@@ -16,9 +19,10 @@ use std::time::{Duration, Instant};
 pub struct ModelArgs {
     /// Hugging Face directory, .gguf file, bundle or checkpoint
     pub model: PathBuf,
-    /// LoRA adapter laid over it
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
+    /// LoRA adapter: DIR is merged into the weights; NAME=DIR, for serve, generate and replay, is laid over them
+    /// for the requests that name it, and may be given several times
+    #[arg(long, value_name = "[NAME=]DIR")]
+    pub adapter: Vec<AdapterArg>,
     /// Byte limit: 600MiB, or device=600MiB,host=1GiB
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
@@ -31,7 +35,48 @@ pub struct ModelArgs {
     pub verify_golden: bool,
 }
 
+/// An adapter on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterArg {
+    /// The name requests ask for it by; without one it is merged.
+    pub name: Option<String>,
+    /// Its directory.
+    pub path: PathBuf,
+}
+
+impl FromStr for AdapterArg {
+    type Err = Infallible;
+
+    /// A path that exists as it stands is one, whatever signs it holds.
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text.split_once('=').filter(|_| !Path::new(text).exists()) {
+            Some((name, path)) => Self { name: Some(name.to_owned()), path: path.into() },
+            None => Self { name: None, path: text.into() },
+        })
+    }
+}
+
 impl ModelArgs {
+    /// The adapter to be merged.
+    ///
+    /// # Errors
+    /// When there are several.
+    pub fn merged_adapter(&self) -> anyhow::Result<Option<&Path>> {
+        let mut merged = self.adapter.iter().filter(|a| a.name.is_none());
+        match (merged.next(), merged.next()) {
+            (first, None) => Ok(first.map(|a| a.path.as_path())),
+            (_, Some(second)) => Err(usage(format!(
+                "--adapter {}: one adapter can be merged; give the others names, as NAME=DIR",
+                second.path.display()
+            ))),
+        }
+    }
+
+    /// The adapters to be laid over the running model, by name.
+    pub fn live_adapters(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.adapter.iter().filter_map(|a| Some((a.name.as_deref()?, a.path.as_path())))
+    }
+
     /// The model at this path, without limits.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self { model: path.into(), ..Self::default() }
@@ -53,8 +98,19 @@ impl ModelArgs {
     /// # Errors
     /// Files that are missing or damaged, a budget too small, golden prompts that do not give their logits.
     pub fn load(&self, activations: Activations, ui: &Ui) -> anyhow::Result<(Model, LoadedModel)> {
+        if let Some((name, path)) = self.live_adapters().next() {
+            let path = path.display();
+            return Err(usage(format!(
+                "--adapter {name}={path}: names are for serve, generate and replay; here give --adapter {path}"
+            )));
+        }
+        self.load_base(activations, ui)
+    }
+
+    /// As [`ModelArgs::load`], whatever adapters have names.
+    fn load_base(&self, activations: Activations, ui: &Ui) -> anyhow::Result<(Model, LoadedModel)> {
         let budget = self.budget()?;
-        let model = Model::open_adapted(&self.model, self.adapter.as_deref(), ui)?;
+        let model = Model::open_adapted(&self.model, self.merged_adapter()?, ui)?;
         if self.verify_golden {
             verify_golden(&self.model, &model, ui)?;
         }
@@ -95,6 +151,8 @@ pub struct Running {
     pub model: Model,
     /// The engine.
     pub engine: EngineHandle,
+    /// Adapters by name.
+    pub adapters: Vec<(String, Arc<Adapter>)>,
 }
 
 /// Where a model's weights lie, in a few words.
@@ -171,12 +229,39 @@ impl Running {
     /// As [`ModelArgs::load`], and bounds that contradict each other.
     pub fn start(args: &ModelArgs, max_seqs: usize, ui: &Ui) -> anyhow::Result<Self> {
         let (model, loaded) = args.load(Activations::Int8, ui)?;
-        ui.note(format!("{}: {}", args.model.display(), weights(&loaded)));
-        let config = EngineConfig { max_seqs, ..EngineConfig::default() };
-        Ok(Self { model, engine: Engine::start(loaded, config)? })
+        Self::run(args, model, loaded, EngineConfig { max_seqs, ..EngineConfig::default() }, ui)
     }
 
-    /// Generates up to `n` tokens, handing each to `each` as it comes. Tokens of `stop` end it and are not given.
+    /// The same for any bounds, and with the adapters that have names.
+    ///
+    /// # Errors
+    /// As [`Running::start`], and adapters that do not belong to the model or do not fit the budget.
+    pub fn start_with_adapters(args: &ModelArgs, config: EngineConfig, ui: &Ui) -> anyhow::Result<Self> {
+        let (model, loaded) = args.load_base(Activations::Int8, ui)?;
+        Self::run(args, model, loaded, config, ui)
+    }
+
+    fn run(
+        args: &ModelArgs,
+        model: Model,
+        loaded: LoadedModel,
+        mut config: EngineConfig,
+        ui: &Ui,
+    ) -> anyhow::Result<Self> {
+        ui.note(format!("{}: {}", args.model.display(), weights(&loaded)));
+        let loader = loaded.adapter_loader()?;
+        let mut adapters = Vec::new();
+        for (name, path) in args.live_adapters() {
+            let adapter = loader.load(path, usize::MAX)?;
+            let size = bytes(adapter.bytes());
+            ui.note(format!("adapter {name}: {size}, rank {} ({})", adapter.rank(), path.display()));
+            config.adapter_rank = config.adapter_rank.max(adapter.rank());
+            adapters.push((name.to_owned(), adapter));
+        }
+        Ok(Self { model, engine: Engine::start(loaded, config)?, adapters })
+    }
+
+    /// Generates up to `n` tokens under the first adapter with a name, if there is one, handing each to `each` as it comes. Tokens of `stop` end it and are not given.
     ///
     /// # Errors
     /// A prompt that does not fit, an engine that fails, and whatever `each` returns.
@@ -196,7 +281,7 @@ impl Running {
             sampling,
             logprobs: None,
             prompt_logprobs: None,
-            adapter: None,
+            adapter: self.adapters.first().map(|(_, adapter)| adapter.clone()),
         };
         let start = Instant::now();
         let mut generation = self.engine.submit(request).map_err(|e| usage(e.to_string()))?;

@@ -1,6 +1,7 @@
 //! What the server is told when it starts.
 
 use crate::record::Observers;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of a server. [`ServerConfig::new`] gives the defaults.
@@ -32,6 +33,8 @@ pub struct ServerConfig {
     pub max_seqs: usize,
     /// Most sequences (prompts times `n`) in one request.
     pub max_sequences_per_request: usize,
+    /// Where adapters lie that clients may load and unload. `None` = they may not.
+    pub adapter_folder: Option<PathBuf>,
     /// How the model writes tool calls: `hermes`, `mistral` or `llama3_json`. `None` = as its chat template tells.
     pub tool_format: Option<String>,
     /// Who is told of every sequence that ends.
@@ -56,9 +59,15 @@ impl ServerConfig {
             drain_timeout: Duration::from_secs(30),
             max_seqs: 16,
             max_sequences_per_request: 1024,
+            adapter_folder: None,
             tool_format: None,
             observers: Observers::default(),
             keep_alive: Duration::from_secs(15),
         }
+    }
+
+    /// Whether the model itself goes by this name.
+    pub(crate) fn is_base(&self, name: &str) -> bool {
+        name == self.model_id || self.model_aliases.iter().any(|alias| alias == name)
     }
 }

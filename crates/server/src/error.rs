@@ -55,9 +55,26 @@ impl ApiError {
         Self::new(status, "invalid_request_error", message)
     }
 
+    /// 403.
+    pub(crate) fn forbidden(message: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", message)
+    }
+
+    /// 404 for an adapter that is not loaded.
+    pub(crate) fn no_such_adapter(asked: &str) -> Self {
+        let message = format!("no adapter {} is loaded", excerpt(asked));
+        let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
+        Self { param: Some("lora_name".into()), ..error }
+    }
+
     /// 404 for a model that is not served here.
-    pub(crate) fn no_such_model(asked: &str, served: &str) -> Self {
-        let message = format!("model {} is not served here; this server has {served:?}", excerpt(asked));
+    pub(crate) fn no_such_model(asked: &str, served: &str, adapters: &[String]) -> Self {
+        let adapters = match adapters {
+            [] => String::new(),
+            some => format!(" and {} adapters, which /v1/models lists", some.len()),
+        };
+        let message =
+            format!("model {} is not served here; this server has {served:?}{adapters}", excerpt(asked));
         let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
         Self { param: Some("model".into()), code: Some("model_not_found"), ..error }
     }

@@ -9,6 +9,7 @@
 //! - [`serve`], `connection`: accept, drain, stop. `router`: which path leads where; `routes`: one file per group of paths.
 //! - `request`: JSON → checked values. A field that is known and wrong is a 400 that names it; an unknown one is
 //!   ignored, because clients send many.
+//! - `adapters`: which are loaded, and which one a request's `model` means.
 //! - `constrain`: output that must conform to a format.
 //! - `generation`: one task per sequence turns engine events into text: decoding, stop strings, offsets.
 //! - `tools`: tool calls, one file per way of writing them.
@@ -24,6 +25,7 @@
 //! - Token ids from clients are checked against the vocabulary before the engine sees them.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod auth;
 pub mod config;
 mod connection;
@@ -42,6 +44,7 @@ pub mod serve;
 pub mod state;
 mod tools;
 
+pub use adapters::check_adapter_name;
 pub use config::ServerConfig;
 pub use constrain::format::Format;
 pub use error::ServeError;

@@ -1,6 +1,6 @@
 //! What `/metrics` shows.
 
-use crate::state::Service;
+use crate::state::Loaded;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -8,7 +8,7 @@ use hearth_engine::api::{EngineStats, FinishReason};
 use prometheus::{Encoder, Histogram, HistogramOpts, IntCounterVec, Opts, Registry, TextEncoder};
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const FIRST_TOKEN: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0];
@@ -73,13 +73,14 @@ impl Metrics {
     }
 
     /// All figures in Prometheus' text format.
-    pub(crate) fn render(&self, model: &str, service: Option<&Service>) -> String {
+    pub(crate) fn render(&self, model: &str, loaded: Option<&Loaded>) -> String {
         let mut out = Vec::new();
         // Writing into memory cannot fail, and every family was checked when it was registered.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
         let mut text = String::from_utf8(out).unwrap_or_default();
-        if let Some(service) = service {
-            engine_figures(&mut text, model, &service.engine.stats());
+        if let Some(loaded) = loaded {
+            engine_figures(&mut text, model, &loaded.engine.stats());
+            adapter_figures(&mut text, &loaded.adapters().names(), &loaded.adapters().in_use());
         }
         text
     }
@@ -144,13 +145,34 @@ fn engine_figures(out: &mut String, model: &str, stats: &EngineStats) {
         ("vllm:prompt_tokens_total", "counter", "Prompt tokens computed", stats.prompt_tokens as f64),
         ("vllm:generation_tokens_total", "counter", "Tokens generated", stats.generated_tokens as f64),
     ] {
-        let label = model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let label = label(model);
         // Writing into a string cannot fail.
         let _ = writeln!(
             out,
             "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{{model_name=\"{label}\"}} {value}"
         );
     }
+}
+
+/// A label's value, escaped.
+fn label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// Which adapters there are, as routers read it: they send a request to where its adapter is at work.
+fn adapter_figures(out: &mut String, loaded: &[String], in_use: &[String]) {
+    if loaded.is_empty() {
+        return;
+    }
+    let (name, now) = ("vllm:lora_requests_info", SystemTime::now().duration_since(UNIX_EPOCH));
+    let (now, running) = (now.map_or(0.0, |now| now.as_secs_f64()), label(&in_use.join(",")));
+    // Writing into a string cannot fail.
+    let _ = writeln!(
+        out,
+        "# HELP {name} Adapters that requests hold, at a time\n# TYPE {name} gauge\n\
+         {name}{{max_lora=\"{}\",running_lora_adapters=\"{running}\",waiting_lora_adapters=\"\"}} {now}",
+        loaded.len()
+    );
 }
 
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {

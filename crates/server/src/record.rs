@@ -122,6 +122,9 @@ pub struct Content {
     pub frequency_penalty: f32,
     /// Added to logits.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Digest of the adapter that was laid over the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
     /// What the output had to conform to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
@@ -145,11 +148,12 @@ impl Content {
             presence_penalty: s.presence_penalty,
             frequency_penalty: s.frequency_penalty,
             logit_bias: s.logit_bias.clone(),
+            adapter: request.adapter.as_ref().map(|adapter| adapter.digest().to_owned()),
             format: format.cloned(),
         }
     }
 
-    /// The request that the engine had, without its grammar.
+    /// The request that the engine had, without its grammar and its adapter.
     pub(crate) fn request(&self) -> Request {
         Request {
             prompt: self.prompt.clone(),

@@ -30,6 +30,11 @@ pub enum ReplayError {
     /// The output format cannot be compiled.
     #[error("{0}")]
     Format(String),
+    /// The adapter that was laid over the model is not among those given.
+    #[error(
+        "it was recorded with an adapter that is not given here (digest {0:.12}…); add --adapter NAME=DIR"
+    )]
+    Adapter(String),
     /// The engine could not go on.
     #[error("the engine could not go on: {0}")]
     Failed(String),
@@ -44,6 +49,11 @@ pub fn replay(service: &Service, content: &Content, ended: bool) -> Result<Repla
     if let Some(format) = &content.format {
         let grammar = Grammars::new(service).and_then(|grammars| grammars.compile(format, "format"));
         request.sampling.grammar = Some(grammar.map_err(|e| ReplayError::Format(e.to_string()))?);
+    }
+    if let Some(digest) = &content.adapter {
+        let found = service.adapters.iter().find(|(_, adapter)| adapter.digest() == digest);
+        let (_, adapter) = found.ok_or_else(|| ReplayError::Adapter(digest.clone()))?;
+        request.adapter = Some(adapter.clone());
     }
     let mut generation = service.engine.submit(request)?;
     let mut recorded = content.tokens.iter().copied();

@@ -1,7 +1,7 @@
 //! Which path leads where.
 
 use crate::error::ApiError;
-use crate::routes::{chat, completions, documents, embeddings, models, operations, tokenizer};
+use crate::routes::{adapters, chat, completions, documents, embeddings, models, operations, tokenizer};
 use crate::state::AppState;
 use crate::{auth, metrics, request_id};
 use axum::Router;
@@ -17,6 +17,8 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/models", get(models::list))
         // A model's name may hold slashes.
         .route("/v1/models/{*id}", get(models::one))
+        .route("/v1/load_lora_adapter", post(adapters::load))
+        .route("/v1/unload_lora_adapter", post(adapters::unload))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/embeddings", post(embeddings::embeddings))

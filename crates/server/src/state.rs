@@ -1,5 +1,6 @@
 //! What handlers share.
 
+use crate::adapters::Adapters;
 use crate::config::ServerConfig;
 use crate::constrain::Grammars;
 use crate::error::ApiError;
@@ -7,6 +8,7 @@ use crate::metrics::Metrics;
 use crate::tools::{self, Syntax};
 use hearth_data::{ChatTemplate, Tokenizer};
 use hearth_engine::EngineHandle;
+use hearth_engine::api::Adapter;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -23,11 +25,14 @@ pub struct Service {
     pub template: Option<ChatTemplate>,
     /// Tokens that end a generation unless the request says `ignore_eos`.
     pub eos_tokens: Vec<u32>,
+    /// Adapters by name, loaded for this engine.
+    pub adapters: Vec<(String, Arc<Adapter>)>,
 }
 
 /// A model with what is made of it once.
 pub(crate) struct Loaded {
     service: Service,
+    adapters: Adapters,
     /// Made by the first request that asks for a format.
     grammars: OnceLock<Result<Grammars, ApiError>>,
     tool_syntax: Option<&'static Syntax>,
@@ -42,6 +47,11 @@ impl Deref for Loaded {
 }
 
 impl Loaded {
+    /// Adapters by name.
+    pub(crate) fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
     /// How the model writes tool calls, if that is known.
     pub(crate) fn tool_syntax(&self) -> Option<&'static Syntax> {
         self.tool_syntax
@@ -98,10 +108,12 @@ impl AppState {
     }
 
     /// Hands in the loaded model; from now on `/health` answers 200. Later calls change nothing.
-    pub fn ready(&self, service: Service) {
+    pub fn ready(&self, mut service: Service) {
+        // From here on the names own them: what is unloaded must not be held by anyone else.
+        let adapters = Adapters::new(&std::mem::take(&mut service.adapters));
         let template = service.template.as_ref().map(|template| template.source());
         let tool_syntax = tools::syntax(self.config().tool_format.as_deref(), template);
-        let loaded = Loaded { service, grammars: OnceLock::new(), tool_syntax };
+        let loaded = Loaded { service, adapters, grammars: OnceLock::new(), tool_syntax };
         let _ = self.shared.service.set(Arc::new(loaded));
     }
 

@@ -154,7 +154,7 @@ fn train(args: &TrainBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport
     if args.seq < 2 {
         return Err(usage(format!("--seq is {}, it must be at least 2", args.seq)));
     }
-    let model = crate::open::Model::open_adapted(&args.model.model, args.model.adapter.as_deref(), ui)?;
+    let model = crate::open::Model::open_adapted(&args.model.model, args.model.merged_adapter()?, ui)?;
     let sequences: Vec<Sequence> =
         (0..args.batch).map(|_| sequence(args.seq, model.files.config.vocab_size)).collect();
     let config = TrainConfig {

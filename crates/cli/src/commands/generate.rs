@@ -5,6 +5,7 @@ use crate::machine;
 use crate::running::{ModelArgs, Running, Streaming, check_tokens, parse_tokens};
 use crate::ui::{Report, Ui, bytes};
 use hearth_data::StreamDecoder;
+use hearth_engine::EngineConfig;
 use hearth_engine::api::Sampling;
 use serde::Serialize;
 
@@ -98,7 +99,11 @@ pub struct GenerateReport {
 pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<GenerateReport> {
     let ids =
         args.tokens.as_deref().map(parse_tokens).transpose().map_err(|e| usage(format!("--tokens: {e}")))?;
-    let running = Running::start(&args.model, 1, ui)?;
+    if args.model.live_adapters().count() > 1 {
+        return Err(usage("one text is generated, with one adapter: give --adapter NAME=DIR once"));
+    }
+    let config = EngineConfig { max_seqs: 1, ..EngineConfig::default() };
+    let running = Running::start_with_adapters(&args.model, config, ui)?;
     let model = &running.model;
     let prompt = match (ids, &args.prompt) {
         (Some(ids), _) => ids,

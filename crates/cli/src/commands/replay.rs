@@ -6,6 +6,7 @@ use crate::fingerprint::fingerprint;
 use crate::running::{ModelArgs, Running};
 use crate::ui::{Report, Ui, table};
 use anyhow::Context;
+use hearth_engine::EngineConfig;
 use hearth_server::Service;
 use hearth_server::replay::{Replayed, replay};
 use serde::Serialize;
@@ -65,7 +66,8 @@ pub fn run(args: &ReplayArgs, ui: &Ui) -> anyhow::Result<ReplayReport> {
         return Err(usage("--max-seqs is 0, it must be at least 1"));
     }
     let lines = read(&args.from, args.id.as_deref())?;
-    let Running { model, engine } = Running::start(&args.model, args.max_seqs, ui)?;
+    let config = EngineConfig { max_seqs: args.max_seqs, ..EngineConfig::default() };
+    let Running { model, engine, adapters } = Running::start_with_adapters(&args.model, config, ui)?;
     let weights = fingerprint(&model.files)?;
     if let Some(other) = lines.iter().find(|line| line.weights != weights) {
         return Err(usage(format!(
@@ -74,7 +76,8 @@ pub fn run(args: &ReplayArgs, ui: &Ui) -> anyhow::Result<ReplayReport> {
         )));
     }
     let eos_tokens = model.eos_tokens();
-    let service = Service { engine, tokenizer: model.tokenizer, template: model.template, eos_tokens };
+    let service =
+        Service { engine, tokenizer: model.tokenizer, template: model.template, eos_tokens, adapters };
     let differing = compare(&service, &lines, args.max_seqs)?;
     service.engine.shutdown();
     Ok(ReplayReport {

@@ -11,10 +11,12 @@ use crate::open::Model;
 use crate::running::{ModelArgs, Running};
 use crate::ui::{Report, Ui, table};
 use anyhow::{Context, anyhow};
-use hearth_engine::EngineHandle;
+use hearth_engine::{EngineConfig, EngineHandle};
+use hearth_memory::Size;
 use hearth_server::record::Observers;
-use hearth_server::{AppState, ServeError, ServerConfig, Service};
+use hearth_server::{AppState, ServeError, ServerConfig, Service, check_adapter_name};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -42,6 +44,15 @@ pub struct ServeArgs {
     /// Name under which the model is listed [default: the file's or directory's]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Let clients load adapters from this folder and unload them, through /v1/load_lora_adapter
+    #[arg(long, value_name = "DIR")]
+    pub adapter_folder: Option<PathBuf>,
+    /// Bytes of the device's budget kept free for the adapters that clients load
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", requires = "adapter_folder")]
+    pub adapter_memory: Size,
+    /// Largest rank of the adapters that clients load
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "adapter_folder")]
+    pub max_adapter_rank: usize,
     /// How the model writes tool calls: hermes, mistral or llama3_json [default: as its chat template tells]
     #[arg(long, value_name = "FORMAT")]
     pub tool_format: Option<String>,
@@ -66,6 +77,9 @@ impl ServeArgs {
             api_key: None,
             max_seqs: 16,
             name: None,
+            adapter_folder: None,
+            adapter_memory: Size(64 << 20),
+            max_adapter_rank: 64,
             tool_format: None,
             log_requests: false,
             record: None,
@@ -136,13 +150,15 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         let thread = spawn(listener, state.clone(), stopped)?;
         // From here on the server must be taken down again when loading fails: dropping `stop` does that.
-        let Running { model, engine } = Running::start(&args.model, args.max_seqs, ui)?;
+        let Running { model, engine, adapters } =
+            Running::start_with_adapters(&args.model, engine_config(args), ui)?;
         let eos_tokens = model.eos_tokens();
         state.ready(Service {
             engine: engine.clone(),
             tokenizer: model.tokenizer,
             template: model.template,
             eos_tokens,
+            adapters,
         });
         Ok(Self { address, engine, stop, thread })
     }
@@ -187,15 +203,39 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
         let known = hearth_server::tool_formats().collect::<Vec<_>>().join(", ");
         return Err(usage(format!("--tool-format {format} is not known; known are {known}")));
     }
+    if let Some(folder) = args.adapter_folder.as_deref().filter(|folder| !folder.is_dir()) {
+        return Err(usage(format!("--adapter-folder {}: there is no such folder", folder.display())));
+    }
     let name = args.name.clone().unwrap_or_else(|| model_name(&args.model.model));
-    Ok(ServerConfig {
+    let config = ServerConfig {
         model_aliases: vec![args.model.model.display().to_string()],
         api_key: args.api_key.clone(),
         max_seqs: args.max_seqs,
         tool_format: args.tool_format.clone(),
+        adapter_folder: args.adapter_folder.clone(),
         observers: observers(args)?,
         ..ServerConfig::new(name)
-    })
+    };
+    let mut names = BTreeSet::new();
+    for (name, _) in args.model.live_adapters() {
+        check_adapter_name(&config, name).map_err(|what| usage(format!("--adapter {name}=…: {what}")))?;
+        if !names.insert(name) {
+            return Err(usage(format!(
+                "--adapter {name}=… is given twice; an adapter needs a name of its own"
+            )));
+        }
+    }
+    Ok(config)
+}
+
+fn engine_config(args: &ServeArgs) -> EngineConfig {
+    let loads = args.adapter_folder.is_some();
+    EngineConfig {
+        max_seqs: args.max_seqs,
+        adapter_rank: if loads { args.max_adapter_rank } else { 0 },
+        adapter_bytes: if loads { args.adapter_memory.bytes() } else { 0 },
+        ..EngineConfig::default()
+    }
 }
 
 /// Who is told of requests. The fingerprint of what is recorded needs the weights, so they are read twice.
@@ -205,7 +245,7 @@ fn observers(args: &ServeArgs) -> anyhow::Result<Observers> {
         observers.push(log::RequestLog);
     }
     if let Some(path) = &args.record {
-        let model = Model::open_adapted(&args.model.model, args.model.adapter.as_deref(), &Ui::silent())?;
+        let model = Model::open_adapted(&args.model.model, args.model.merged_adapter()?, &Ui::silent())?;
         observers.push(recorder::Recorder::new(path, fingerprint(&model.files)?)?);
     }
     if let Some(url) = &args.otlp {

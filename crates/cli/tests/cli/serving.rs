@@ -184,3 +184,34 @@ fn wrong_wishes_are_refused() {
     }
     assert!(root().join("docs/serving.md").exists());
 }
+
+#[test]
+fn adapters_answer_under_their_names_and_are_replayed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("requests.jsonl").display().to_string();
+    let directory = root().join("tests/fixtures/lora/plain/adapter").display().to_string();
+    let adapter = format!("plain={directory}");
+    let (mut server, url) = serve_with(&tiny_model(), &["--record", &file, "--adapter", &adapter]);
+    let text = |model: Option<&str>| {
+        let body = value!({"model": model, "prompt": "Hello!", "max_tokens": 20, "temperature": 0});
+        post(&url, "/v1/completions", &body)["choices"][0]["text"].clone()
+    };
+    assert_ne!(text(Some("plain")), text(None));
+    terminate(&server.0);
+    assert!(server.0.wait().expect("ends").success());
+
+    let replay = json(&["replay", &tiny_model(), "--from", &file, "--adapter", &adapter]);
+    assert_eq!((&replay["equal"], &replay["replayed"]), (&value!(true), &value!(2)), "{replay}");
+    let output = run(&["replay", &tiny_model(), "--from", &file]);
+    assert!(stderr(&output).contains("recorded with an adapter"), "{}", stderr(&output));
+    let output = run(&["eval", &tiny_model(), "--perplexity", &file, "--adapter", &adapter]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    let output = run(&["serve", &tiny_model(), "--port", "0", "--adapter", &adapter, "--adapter", &adapter]);
+    assert!(stderr(&output).contains("given twice"), "{}", stderr(&output));
+    let generate = |more: &[&str]| {
+        let all = ["generate", &tiny_model(), "-p", "Hello!", "-n", "60", "--ignore-eos"];
+        json(&[&all[..], more].concat())
+    };
+    let (merged, live) = (generate(&["--adapter", &directory]), generate(&["--adapter", &adapter]));
+    assert_eq!(live["tokens"], merged["tokens"], "the same model, but for the order of sums");
+}

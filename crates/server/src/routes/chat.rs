@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`.
 
-use super::{Job, answer, compute, model_name, now};
+use super::{Job, answer, compute, now, target};
 use crate::constrain::format::Format;
 use crate::error::ApiError;
 use crate::generation::Sequence;
@@ -30,15 +30,17 @@ pub(crate) async fn chat(
     let arrived = Instant::now();
     let service = state.service()?;
     let body = body::read(&headers, body, state.config()).await?;
-    let (request, sequences, usage) = {
+    let (request, mut sequences, usage) = {
         let service = service.clone();
         compute(move || prepare(&service, &body)).await?
     };
+    let target = target(&state, &service, request.model.as_deref())?;
+    sequences.iter_mut().for_each(|s| s.request.adapter = target.adapter.clone());
     let n = request.options.n;
     let shape = ChatShape {
         id: fresh("chatcmpl-"),
         created: now(),
-        model: model_name(&state, request.model.as_deref())?,
+        model: target.name,
         service: service.clone(),
         logprobs: request.logprobs.is_some(),
         token_ids: request.options.return_token_ids,

@@ -1,6 +1,6 @@
 //! `POST /v1/completions`.
 
-use super::{Job, answer, compute, model_name, now};
+use super::{Job, answer, compute, now, target};
 use crate::error::ApiError;
 use crate::generation::Sequence;
 use crate::record::About;
@@ -26,14 +26,16 @@ pub(crate) async fn completions(
     let service = state.service()?;
     let body = body::read(&headers, body, state.config()).await?;
     let most = state.config().max_sequences_per_request;
-    let (request, sequences, usage) = {
+    let (request, mut sequences, usage) = {
         let service = service.clone();
         compute(move || prepare(&service, &body, most)).await?
     };
+    let target = target(&state, &service, request.model.as_deref())?;
+    sequences.iter_mut().for_each(|s| s.request.adapter = target.adapter.clone());
     let shape = CompletionShape {
         id: fresh("cmpl-"),
         created: now(),
-        model: model_name(&state, request.model.as_deref())?,
+        model: target.name,
         service: service.clone(),
         logprobs: request.logprobs.is_some(),
         token_ids: request.options.return_token_ids || service.tokenizer.is_none(),

@@ -1,6 +1,7 @@
 //! `POST /v1/embeddings`.
 
-use super::{compute, model_name};
+use super::{compute, target};
+use crate::adapters::Target;
 use crate::error::ApiError;
 use crate::request::embeddings::{EmbeddingsRequest, Encoding, parse};
 use crate::request::{body, prompt};
@@ -12,7 +13,7 @@ use axum::http::HeaderMap;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::{StreamExt, TryStreamExt};
-use hearth_engine::api::{Event, Generation, Pooling, SubmitError};
+use hearth_engine::api::{Adapter, Event, Generation, Pooling, SubmitError};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,10 +33,10 @@ pub(crate) async fn embeddings(
         let service = service.clone();
         compute(move || prepare(&service, &body, most)).await?
     };
-    let model = model_name(&state, request.model.as_deref())?;
+    let Target { name: model, adapter } = target(&state, &service, request.model.as_deref())?;
     let tokens: usize = inputs.iter().map(Vec::len).sum();
     let _guard = state.count_sequence();
-    let vectors = within_limits(&state, all(&state, &service, inputs, request.pooling)).await?;
+    let vectors = within_limits(&state, all(&state, &service, inputs, request.pooling, adapter)).await?;
     let data: Vec<Value> = vectors
         .into_iter()
         .enumerate()
@@ -102,13 +103,15 @@ async fn all(
     service: &Arc<Loaded>,
     inputs: Vec<Vec<u32>>,
     pooling: Pooling,
+    adapter: Option<Arc<Adapter>>,
 ) -> Result<Vec<Vec<f32>>, ApiError> {
     let mut inputs = inputs.into_iter();
     let Some(first) = inputs.next() else { return Ok(Vec::new()) };
-    let mut vectors = vec![vector(service.engine.embed(first, pooling, None)?).await?];
+    let mut vectors = vec![vector(service.engine.embed(first, pooling, adapter.clone())?).await?];
+    let adapter = &adapter;
     let one = |input: Vec<u32>| async move {
         loop {
-            match service.engine.embed(input.clone(), pooling, None) {
+            match service.engine.embed(input.clone(), pooling, adapter.clone()) {
                 Err(SubmitError::Busy { .. }) => tokio::time::sleep(KNOCK_AGAIN).await,
                 result => return vector(result?).await,
             }

@@ -1,5 +1,6 @@
 //! Handlers, one file per group of paths.
 
+pub(crate) mod adapters;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod documents;
@@ -8,6 +9,7 @@ pub(crate) mod models;
 pub(crate) mod operations;
 pub(crate) mod tokenizer;
 
+use crate::adapters::Target;
 use crate::error::ApiError;
 use crate::generation::{Sequence, start};
 use crate::record::About;
@@ -29,16 +31,9 @@ pub(crate) async fn compute<T: Send + 'static>(
     }
 }
 
-/// The name to answer under: the one asked for, if it is ours.
-pub(crate) fn model_name(state: &AppState, asked: Option<&str>) -> Result<String, ApiError> {
-    let config = state.config();
-    match asked {
-        None => Ok(config.model_id.clone()),
-        Some(name) if name == config.model_id || config.model_aliases.iter().any(|alias| alias == name) => {
-            Ok(name.to_owned())
-        }
-        Some(name) => Err(ApiError::no_such_model(name, &config.model_id)),
-    }
+/// What a request's `model` stands for.
+pub(crate) fn target(state: &AppState, service: &Loaded, asked: Option<&str>) -> Result<Target, ApiError> {
+    Target::of(state.config(), service.adapters(), asked)
 }
 
 /// Starts the sequences and answers, at once or as a stream.

@@ -19,7 +19,6 @@ pub(crate) async fn health(State(state): State<AppState>) -> Response {
 
 /// Prometheus' text format.
 pub(crate) async fn metrics(State(state): State<AppState>) -> Response {
-    let text =
-        state.metrics().render(&state.config().model_id, state.loaded().as_deref().map(|loaded| &**loaded));
+    let text = state.metrics().render(&state.config().model_id, state.loaded().as_deref());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }

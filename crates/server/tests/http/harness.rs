@@ -44,7 +44,7 @@ pub fn service(engine: EngineHandle) -> Service {
     let (bos, eos) = (tokenizer.bos_token(), tokenizer.eos_token());
     let template = ChatTemplate::new(&source, bos.as_deref(), eos.as_deref()).unwrap();
     let eos_tokens = tokenizer.eos_id().into_iter().collect();
-    Service { engine, tokenizer: Some(tokenizer), template: Some(template), eos_tokens }
+    Service { engine, tokenizer: Some(tokenizer), template: Some(template), eos_tokens, adapters: Vec::new() }
 }
 
 /// A running server.

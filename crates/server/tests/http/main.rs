@@ -1,5 +1,6 @@
 //! The server over real HTTP on 127.0.0.1, with the real engine and the tiny chat model.
 
+mod adapters;
 mod chat;
 mod completions;
 mod constrained;
