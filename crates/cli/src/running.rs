@@ -6,7 +6,7 @@ use crate::open::Model;
 use crate::ui::{Ui, bytes};
 use anyhow::bail;
 use hearth_engine::api::{Adapter, Event, FinishReason, Request, Sampling};
-use hearth_engine::{Activations, Engine, EngineConfig, EngineHandle, LoadedModel};
+use hearth_engine::{Activations, Engine, EngineConfig, EngineHandle, LoadedModel, Speculation};
 use hearth_memory::{Budget, Ledger, Tier};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -143,6 +143,54 @@ fn verify_golden(path: &Path, model: &Model, ui: &Ui) -> anyhow::Result<()> {
     }
     ui.note(format!("golden prompts: logits agree (largest difference {difference:e})"));
     Ok(())
+}
+
+/// Whether and how tokens are guessed in advance.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct SpeculationArgs {
+    /// Guess tokens in advance and check them together: ngram looks up what followed the last tokens before. Answers stay
+    /// the same
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub speculative: Option<Speculative>,
+    /// Most tokens guessed at a time [default: 8]
+    #[arg(long, value_name = "K", requires = "speculative")]
+    pub draft_tokens: Option<usize>,
+}
+
+/// Where guesses come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Speculative {
+    /// From the sequence itself.
+    Ngram,
+}
+
+impl SpeculationArgs {
+    /// As the engine takes it.
+    pub fn speculation(&self) -> Option<Speculation> {
+        self.speculative
+            .map(|Speculative::Ngram| Speculation { draft_tokens: self.draft_tokens.unwrap_or(8) })
+    }
+}
+
+/// What guessing came to, in the words of reports.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Guessed {
+    /// Forward passes.
+    pub steps: u64,
+    /// Tokens guessed.
+    pub draft_tokens: u64,
+    /// Of these, tokens that were right.
+    pub accepted_tokens: u64,
+}
+
+impl Guessed {
+    /// What an engine guessed so far; nothing if it never did.
+    pub fn of(engine: &EngineHandle) -> Option<Self> {
+        let s = engine.stats();
+        let guessed =
+            Self { steps: s.steps, draft_tokens: s.draft_tokens, accepted_tokens: s.accepted_tokens };
+        (s.drafts > 0).then_some(guessed)
+    }
 }
 
 /// Words, weights and a running engine.

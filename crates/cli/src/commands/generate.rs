@@ -2,7 +2,7 @@
 
 use crate::exit::usage;
 use crate::machine;
-use crate::running::{ModelArgs, Running, Streaming, check_tokens, parse_tokens};
+use crate::running::{Guessed, ModelArgs, Running, SpeculationArgs, Streaming, check_tokens, parse_tokens};
 use crate::ui::{Report, Ui, bytes};
 use hearth_data::StreamDecoder;
 use hearth_engine::EngineConfig;
@@ -27,6 +27,9 @@ pub struct GenerateArgs {
     /// How tokens are chosen
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// Whether tokens are guessed
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
     /// Go on after tokens that end a text
     #[arg(long)]
     pub ignore_eos: bool,
@@ -88,6 +91,9 @@ pub struct GenerateReport {
     /// What was streamed; nothing if all weights are on the device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streaming: Option<Streaming>,
+    /// What was guessed in advance; nothing if that was not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speculation: Option<Guessed>,
     #[serde(skip)]
     streamed: bool,
 }
@@ -102,7 +108,8 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<GenerateReport> {
     if args.model.live_adapters().count() > 1 {
         return Err(usage("one text is generated, with one adapter: give --adapter NAME=DIR once"));
     }
-    let config = EngineConfig { max_seqs: 1, ..EngineConfig::default() };
+    let speculation = args.speculation.speculation();
+    let config = EngineConfig { max_seqs: 1, speculation, ..EngineConfig::default() };
     let running = Running::start_with_adapters(&args.model, config, ui)?;
     let model = &running.model;
     let prompt = match (ids, &args.prompt) {
@@ -124,6 +131,7 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<GenerateReport> {
         decode_tok_s: answer.decode_tok_s,
         peak_rss_bytes: machine::peak_rss_bytes(),
         streaming: Streaming::of(&running.engine),
+        speculation: Guessed::of(&running.engine),
     })
 }
 

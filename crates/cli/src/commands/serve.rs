@@ -8,7 +8,7 @@ use crate::exit::usage;
 use crate::fingerprint::fingerprint;
 use crate::interrupt::Interrupt;
 use crate::open::Model;
-use crate::running::{ModelArgs, Running};
+use crate::running::{ModelArgs, Running, SpeculationArgs};
 use crate::ui::{Report, Ui, table};
 use anyhow::{Context, anyhow};
 use hearth_engine::{EngineConfig, EngineHandle};
@@ -44,6 +44,9 @@ pub struct ServeArgs {
     /// Name under which the model is listed [default: the file's or directory's]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Whether tokens are guessed
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
     /// Let clients load adapters from this folder and unload them, through /v1/load_lora_adapter
     #[arg(long, value_name = "DIR")]
     pub adapter_folder: Option<PathBuf>,
@@ -77,6 +80,7 @@ impl ServeArgs {
             api_key: None,
             max_seqs: 16,
             name: None,
+            speculation: SpeculationArgs::default(),
             adapter_folder: None,
             adapter_memory: Size(64 << 20),
             max_adapter_rank: 64,
@@ -232,6 +236,7 @@ fn engine_config(args: &ServeArgs) -> EngineConfig {
     let loads = args.adapter_folder.is_some();
     EngineConfig {
         max_seqs: args.max_seqs,
+        speculation: args.speculation.speculation(),
         adapter_rank: if loads { args.max_adapter_rank } else { 0 },
         adapter_bytes: if loads { args.adapter_memory.bytes() } else { 0 },
         ..EngineConfig::default()

@@ -214,4 +214,7 @@ fn adapters_answer_under_their_names_and_are_replayed() {
     };
     let (merged, live) = (generate(&["--adapter", &directory]), generate(&["--adapter", &adapter]));
     assert_eq!(live["tokens"], merged["tokens"], "the same model, but for the order of sums");
+    let guessed = generate(&["--adapter", &adapter, "--speculative", "ngram", "--draft-tokens", "4"]);
+    assert_eq!(guessed["tokens"], live["tokens"]);
+    assert!(guessed["speculation"]["accepted_tokens"].as_u64().expect("a count") > 0, "{guessed}");
 }
