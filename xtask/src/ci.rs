@@ -32,7 +32,7 @@ pub fn kernels() -> anyhow::Result<()> {
     }
 }
 
-/// What the tests of layouts and crashes do for seconds, for as long as the project promises.
+/// What the tests of layouts, crashes and hostile clients do for seconds, for as long as the project promises.
 pub fn matrix() -> anyhow::Result<()> {
     std::env::set_current_dir(root()).context("cannot enter the repository")?;
     let mut done: Vec<Timed> = Vec::new();
@@ -47,7 +47,10 @@ fn proofs(done: &mut Vec<Timed>) -> anyhow::Result<()> {
     let layouts = [&train[..], &["train", "every_layout", "--", "--nocapture"]].concat();
     let launched = [&train[..], &["mpi"]].concat();
     let kills = [&cli[..], &["a_run_killed", "--", "--nocapture"]].concat();
-    for (name, arguments) in [("layouts", layouts), ("layouts, Open MPI", launched), ("kills", kills)] {
+    let storm = ["test", "--release", "--package", "hearth-engine", "--test", "storm"].to_vec();
+    for (name, arguments) in
+        [("layouts", layouts), ("layouts, Open MPI", launched), ("kills", kills), ("storm", storm)]
+    {
         let start = Instant::now();
         let status = Command::new("cargo").args(&arguments).env("HEARTH_LONG_MATRIX", "1").status();
         let status = status.context("cargo cannot be started")?;

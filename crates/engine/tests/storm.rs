@@ -2,7 +2,7 @@
 //!
 //! Requests of any length, bursts, cancellations at any moment, readers that stall, requests that can never fit, all at
 //! once from several threads: none is lost or stuck, none fails, what a request gets does not depend on the storm, the
-//! budget holds, and memory is back where it was. `HEARTH_LONG_STORM=1` makes it 100,000 requests.
+//! budget holds, and memory is back where it was. `HEARTH_LONG_MATRIX=1` makes it 100,000 requests.
 
 use hearth_engine::api::{Event, Generation, Request, Sampling, Standing, SubmitError};
 use hearth_engine::{Activations, Engine, EngineConfig, EngineHandle, LoadedModel};
@@ -204,7 +204,7 @@ fn idle(engine: &EngineHandle) -> hearth_engine::api::EngineStats {
 
 #[test]
 fn a_storm_loses_nothing_changes_nothing_and_leaves_nothing() {
-    let requests = if std::env::var_os("HEARTH_LONG_STORM").is_some() { 100_000 } else { 4_000 };
+    let requests = if std::env::var_os("HEARTH_LONG_MATRIX").is_some() { 100_000 } else { 4_000 };
     // Kernels and threads keep what they make at first: made before the heap is read.
     idle(&start(&Ledger::default()));
     let before = heap::current().expect("the counter is installed");
