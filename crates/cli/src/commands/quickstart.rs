@@ -16,6 +16,7 @@ use crate::running::ModelArgs;
 use crate::ui::{Report, Ui, bytes, table};
 use crate::{corpus, fetch, machine};
 use anyhow::Context;
+use hearth_memory::Size;
 use serde::Serialize;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,9 @@ const RECIPE: &str = include_str!("../../../../recipes/quickstart.toml");
 /// Asked of the fine-tuned model at the end.
 const QUESTIONS: [&str; 3] =
     ["What is the capital of France?", "Hi, how are you doing?", "What is artificial intelligence?"];
+
+/// What serving may take beside the weights: three short conversations need little.
+const SERVING_BYTES: u64 = 96 << 20;
 
 /// Held-out rows that are enough to see a loss fall.
 const HELD_OUT: f64 = 40.0;
@@ -106,8 +110,9 @@ pub fn run(args: &QuickstartArgs, ui: &Ui) -> anyhow::Result<QuickstartReport> {
     }
     fs::rename(&staged, &bundle).with_context(|| format!("cannot write {}", bundle.display()))?;
 
-    ui.note("[4/4] serving it and asking over HTTP …");
-    let answers = ask_all(&bundle, &interrupt, ui)?;
+    let budget = Size((bundle_bytes + SERVING_BYTES).next_multiple_of(1 << 20));
+    ui.note(format!("[4/4] serving it within {budget} of memory and asking over HTTP …"));
+    let answers = ask_all(&bundle, budget, &interrupt, ui)?;
     let decode_tok_s = answers.iter().map(|a| a.decode_tok_s).sum::<f64>() / answers.len() as f64;
     Ok(QuickstartReport {
         loss_before: trained.loss_before,
@@ -217,8 +222,9 @@ fn fine_tune(recipe: &Recipe, model: Model, interrupt: &Interrupt, ui: &Ui) -> a
     })
 }
 
-fn ask_all(bundle: &Path, interrupt: &Interrupt, ui: &Ui) -> anyhow::Result<Vec<Answer>> {
-    let server = Server::start(&ServeArgs::local(ModelArgs::at(bundle)), ui)?;
+fn ask_all(bundle: &Path, budget: Size, interrupt: &Interrupt, ui: &Ui) -> anyhow::Result<Vec<Answer>> {
+    let model = ModelArgs { memory: Some(budget.to_string()), ..ModelArgs::at(bundle) };
+    let server = Server::start(&ServeArgs::local(model), ui)?;
     ui.note(format!("listening on {}", server.url()));
     let answers = QUESTIONS.iter().map(|question| {
         interrupt.check()?;
