@@ -39,3 +39,20 @@ pub static SOURCES: &[Source] = &[
 /// Files that those include.
 pub static HEADERS: &[Source] =
     &[source!("formats.cuh"), source!("prelude.cuh"), source!("tensor.cuh"), source!("tile.cuh")];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_carried() {
+        let folder = std::fs::read_dir(env!("CARGO_MANIFEST_DIR")).expect("this crate's folder");
+        let mut found: Vec<String> =
+            folder.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        found.retain(|name| name.ends_with(".cu") || name.ends_with(".cuh"));
+        found.sort();
+        let mut carried: Vec<&str> = SOURCES.iter().chain(HEADERS).map(|source| source.name).collect();
+        carried.sort_unstable();
+        assert_eq!(found, carried);
+    }
+}
