@@ -20,6 +20,7 @@ pub mod fetch;
 pub mod fingerprint;
 pub mod gguf_vocabulary;
 pub mod golden;
+pub mod gpus;
 pub mod interrupt;
 pub mod machine;
 pub mod open;

@@ -131,21 +131,6 @@ fn library_folders() -> Vec<PathBuf> {
     folders
 }
 
-/// NVIDIA cards that the driver lists, by name; empty without a driver.
-pub fn nvidia_cards() -> Vec<String> {
-    let Ok(cards) = fs::read_dir("/proc/driver/nvidia/gpus") else { return Vec::new() };
-    let mut names: Vec<String> = cards
-        .flatten()
-        .map(|card| {
-            let text = fs::read_to_string(card.path().join("information")).unwrap_or_default();
-            let name = text.lines().find_map(|l| l.strip_prefix("Model:"));
-            name.map_or_else(|| "NVIDIA card".into(), |n| n.trim().to_owned())
-        })
-        .collect();
-    names.sort();
-    names
-}
-
 /// Folder for things that can be fetched again: `$XDG_CACHE_HOME/hearth` or `~/.cache/hearth`.
 pub fn cache_dir() -> Option<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());

@@ -1,5 +1,6 @@
 //! `hearth doctor`: what this machine has and what it can do.
 
+use crate::gpus::{self, Gpus};
 use crate::ui::{Report, Ui, bytes, table};
 use crate::{machine, probe};
 use hearth_collective::mpi;
@@ -90,17 +91,6 @@ pub struct Mpi {
     pub launched_by: Option<&'static str>,
 }
 
-/// NVIDIA cards and what it takes to use them.
-#[derive(Clone, Debug, Serialize)]
-pub struct Gpus {
-    /// Names of the cards.
-    pub cards: Vec<String>,
-    /// The driver's library, if it was found.
-    pub driver: Option<PathBuf>,
-    /// Whether this build can use them.
-    pub built_with_cuda: bool,
-}
-
 /// Measured peaks.
 #[derive(Clone, Debug, Serialize)]
 pub struct Peaks {
@@ -148,11 +138,7 @@ pub fn run(args: &DoctorArgs, ui: &Ui) -> anyhow::Result<DoctorReport> {
             direct: speed.as_ref().map(|s| s.direct),
             backend: speed.as_ref().map(|s| s.backend),
         },
-        gpus: Gpus {
-            cards: machine::nvidia_cards(),
-            driver: machine::find_library(&["libcuda.so"]),
-            built_with_cuda: cfg!(feature = "cuda"),
-        },
+        gpus: gpus::look(),
         mpi: Mpi {
             library: machine::find_library(&["libmpi.so", "libmpich.so"]),
             launchers: machine::find_programs(&["mpirun", "mpiexec", "srun"]),
@@ -171,11 +157,6 @@ impl Report for DoctorReport {
     fn text(&self) -> String {
         let path = |p: &Option<PathBuf>| p.as_ref().map_or("not found".into(), |p| p.display().to_string());
         let speed = |s: Option<f64>| s.map_or("not measured".into(), |s| format!("{s:.2} GB/s"));
-        let gpus = match (&self.gpus.cards[..], &self.gpus.driver) {
-            ([], None) => "none (no NVIDIA driver found)".into(),
-            ([], Some(driver)) => format!("none listed (driver {})", driver.display()),
-            (cards, _) => cards.join(", "),
-        };
         let cuda = if self.gpus.built_with_cuda { "yes" } else { "no (build with --features cuda)" };
         let reached = self.disk.backend.map(|backend| format!(" ({backend})")).unwrap_or_default();
         let launchers: Vec<String> = self.mpi.launchers.iter().map(|p| p.display().to_string()).collect();
@@ -198,7 +179,9 @@ impl Report for DoctorReport {
             ("  reads", speed(self.disk.read_gb_s)),
             ("  writes", speed(self.disk.write_gb_s)),
             ("  both at once", speed(self.disk.mixed_gb_s)),
-            ("gpus", gpus),
+            ("gpus", self.gpus.line()),
+            ("  driver", self.gpus.driver.clone().unwrap_or("not found".into())),
+            ("  nvrtc", self.gpus.nvrtc.clone().unwrap_or("not found".into())),
             ("built with CUDA", cuda.to_owned()),
             ("mpi", path(&self.mpi.library)),
             ("  launchers", if launchers.is_empty() { "not found".into() } else { launchers.join(" ") }),
