@@ -45,6 +45,17 @@ void rope_agrees(K kernel) {
                     want[h * 2 * half + half + i] = b * c + a * s;
                 }
             near("y", y, want, 2e-7 + epsilon<T>());
+            if constexpr (std::is_same_v<T, float>) {
+                // The CPU's order, nothing fused.
+                Buffer<float> bits(x.size());
+                for (int h = 0; h < rows * heads; h++)
+                    for (int i = 0; i < half; i++) {
+                        float a = x[h * 2 * half + i], b = x[h * 2 * half + half + i];
+                        float c = cos[h / heads * half + i], s = sign * sin[h / heads * half + i];
+                        bits[h * 2 * half + i] = a * c - b * s, bits[h * 2 * half + half + i] = b * c + a * s;
+                    }
+                same("the CPU's bits", y, bits);
+            }
         }
     }
 }
@@ -65,6 +76,13 @@ void swiglu_agrees(F forward, B backward) {
             want_gate.push_back(d * u * s * (1 + g * (1 - s)));
             want_up.push_back(d * g * s);
         }
+        if constexpr (std::is_same_v<T, float>)
+            for (int i = 0; i < n; i++) {
+                // The CPU's order, nothing fused.
+                float s = 1.0f / (1.0f + exponential(-gate[i]));
+                bool forward_bits = y[i] == gate[i] * s * up[i], up_bits = dup[i] == dy[i] * gate[i] * s;
+                if (!forward_bits || !up_bits || dgate[i] != dy[i] * up[i] * s * (1.0f + gate[i] * (1.0f - s))) fail("not the CPU's bits");
+            }
         near("y", y, want, 6e-7 + epsilon<T>());
         near("dgate", dgate, want_gate, 1e-6 + epsilon<T>());
         near("dup", dup, want_up, 6e-7 + epsilon<T>());
