@@ -192,6 +192,8 @@ pub enum SubmitError {
         waiting: usize,
         /// Its limit.
         limit: usize,
+        /// Seconds until half of them will probably have begun, at least 1.
+        retry_after_s: u32,
     },
     /// The engine is draining or gone.
     #[error("the engine is shutting down")]

@@ -26,6 +26,8 @@ pub struct ServerConfig {
     pub body_timeout: Duration,
     /// How long a request may take from arrival to last token; `None` = as long as it needs.
     pub request_timeout: Option<Duration>,
+    /// How long a sequence may wait for its first forward pass; `None` = as long as it takes.
+    pub max_queue_time: Option<Duration>,
     /// How long requests in flight may go on once shutdown begins.
     pub drain_timeout: Duration,
     /// Sequences of one request that are handed to the engine at a time, so that a large batch of prompts does not
@@ -56,6 +58,7 @@ impl ServerConfig {
             write_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
             request_timeout: None,
+            max_queue_time: None,
             drain_timeout: Duration::from_secs(30),
             max_seqs: 16,
             max_sequences_per_request: 1024,

@@ -111,6 +111,14 @@ impl ApiError {
         Self { code: Some("timeout"), ..error }
     }
 
+    /// 503: [`crate::ServerConfig::max_queue_time`] has passed.
+    pub(crate) fn queue_timeout(limit: Duration, retry_after_s: u32) -> Self {
+        let message =
+            format!("the request was not begun within the limit of {} seconds", limit.as_secs_f32());
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message);
+        Self { code: Some("queue_timeout"), retry_after: Some(retry_after_s), ..error }
+    }
+
     /// 500.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
@@ -134,9 +142,9 @@ impl From<SubmitError> for ApiError {
             SubmitError::TooLong { .. } => {
                 Self { code: Some("context_length_exceeded"), ..Self::bad_request(message) }
             }
-            SubmitError::Busy { .. } => {
+            SubmitError::Busy { retry_after_s, .. } => {
                 let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
-                Self { code: Some("queue_full"), retry_after: Some(1), ..error }
+                Self { code: Some("queue_full"), retry_after: Some(retry_after_s), ..error }
             }
             SubmitError::Stopped => Self::shutting_down(),
         }

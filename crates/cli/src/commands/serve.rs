@@ -41,6 +41,12 @@ pub struct ServeArgs {
     /// Sequences in the batch at once
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub max_seqs: usize,
+    /// Requests that may wait for a place in the batch; more are told when to come back
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub max_waiting: usize,
+    /// Longest wait for a place in the batch; whoever waits longer is told when to come back [default: no limit]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub max_queue_time: Option<Duration>,
     /// Name under which the model is listed [default: the file's or directory's]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -79,6 +85,8 @@ impl ServeArgs {
             port: 0,
             api_key: None,
             max_seqs: 16,
+            max_waiting: 1024,
+            max_queue_time: None,
             name: None,
             speculation: SpeculationArgs::default(),
             adapter_folder: None,
@@ -215,6 +223,7 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
         model_aliases: vec![args.model.model.display().to_string()],
         api_key: args.api_key.clone(),
         max_seqs: args.max_seqs,
+        max_queue_time: args.max_queue_time,
         tool_format: args.tool_format.clone(),
         adapter_folder: args.adapter_folder.clone(),
         observers: observers(args)?,
@@ -232,10 +241,17 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
     Ok(config)
 }
 
+fn seconds(text: &str) -> Result<Duration, String> {
+    let wrong = |_| "must be a number of seconds, as 2.5".to_owned();
+    let seconds = text.parse().map_err(|e: std::num::ParseFloatError| wrong(e.to_string()))?;
+    Duration::try_from_secs_f64(seconds).map_err(|e| wrong(e.to_string()))
+}
+
 fn engine_config(args: &ServeArgs) -> EngineConfig {
     let loads = args.adapter_folder.is_some();
     EngineConfig {
         max_seqs: args.max_seqs,
+        max_waiting: args.max_waiting,
         speculation: args.speculation.speculation(),
         adapter_rank: if loads { args.max_adapter_rank } else { 0 },
         adapter_bytes: if loads { args.adapter_memory.bytes() } else { 0 },

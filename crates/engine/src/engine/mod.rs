@@ -2,6 +2,7 @@
 //!
 //! # Layout
 //! - here: [`EngineConfig`], [`Engine::start`], [`EngineHandle`].
+//! - `pace`: how fast the queue moves.
 //! - `worker`: the loop on its own thread.
 //!
 //! # Invariants
@@ -10,6 +11,7 @@
 //! - Every accepted request ends with `Finished` or `Failed`, or was cancelled: also when a step panics, and
 //!   when the worker itself does.
 
+mod pace;
 mod worker;
 
 use crate::adapter::AdapterLoader;
@@ -29,6 +31,8 @@ use hearth_weights::{ModelConfig, RopeScaling};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+
+use pace::Pace;
 
 /// Younger requests of others that may be admitted before one that is the next of its client.
 const MAX_OVERTAKEN: usize = 64;
@@ -144,7 +148,14 @@ impl Engine {
         streaming: Option<Arc<Counters>>,
         adapters: Option<AdapterLoader>,
     ) -> Result<EngineHandle, Error> {
-        let state = State { scheduler, arrived: Vec::new(), next_id: 0, mode: Mode::Open, stats };
+        let state = State {
+            scheduler,
+            arrived: Vec::new(),
+            next_id: 0,
+            mode: Mode::Open,
+            pace: Pace::default(),
+            stats,
+        };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let worker = worker::Worker::new(shared.clone(), forward);
         let thread = std::thread::Builder::new().name("hearth-engine".into()).spawn(move || worker.run());
@@ -203,6 +214,7 @@ struct State {
     arrived: Vec<(RequestId, Sequence)>,
     next_id: RequestId,
     mode: Mode,
+    pace: Pace,
     /// Counters; gauges are filled in when asked for.
     stats: EngineStats,
 }
@@ -303,7 +315,11 @@ impl EngineHandle {
         }
         let (id, limit) = (state.next_id, state.scheduler.limits().max_waiting);
         let queued = state.scheduler.enqueue(Arrival { id, ..arrival });
-        queued.map_err(|full| SubmitError::Busy { waiting: full.waiting, limit })?;
+        queued.map_err(|full| SubmitError::Busy {
+            waiting: full.waiting,
+            limit,
+            retry_after_s: state.pace.retry_after_s(full.waiting),
+        })?;
         state.next_id += 1;
         state.arrived.push((id, sequence));
         self.owner.shared.changed.notify_all();
@@ -372,6 +388,13 @@ impl EngineHandle {
             kv_blocks_total: state.scheduler.blocks().total(),
             ..state.stats
         }
+    }
+
+    /// Whole seconds, at least 1, after which a client that was sent away should try again: when half of those who wait
+    /// will probably have begun.
+    pub fn retry_after_s(&self) -> u32 {
+        let state = self.owner.shared.lock();
+        state.pace.retry_after_s(state.scheduler.waiting())
     }
 
     /// Most tokens of prompt and output together.

@@ -287,7 +287,10 @@ fn a_full_queue_says_busy_and_takes_more_later() {
     let (engine, go) =
         gated(Limits { max_seqs: 1, max_batch_tokens: 8, max_waiting: 1, max_overtaken: 9 }, 8);
     let taken: Vec<_> = (0..2).map(|_| engine.submit(request(&[1], 1)).expect("room")).collect();
-    assert_eq!(engine.submit(request(&[1], 1)).err(), Some(SubmitError::Busy { waiting: 1, limit: 1 }));
+    assert_eq!(
+        engine.submit(request(&[1], 1)).err(),
+        Some(SubmitError::Busy { waiting: 1, limit: 1, retry_after_s: 1 })
+    );
     drop(go);
     taken.into_iter().for_each(|g| assert_eq!(events(g).len(), 2));
     assert_eq!(events(engine.submit(request(&[1], 1)).expect("room again")).len(), 2);

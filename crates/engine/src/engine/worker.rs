@@ -175,6 +175,7 @@ impl<F: Forward> Worker<F> {
         if is_over {
             state.stats.cached_tokens += m.sequence.cached() as u64;
             state.stats.finished += u64::from(!has_failed);
+            state.pace.ended(Instant::now(), state.scheduler.waiting());
             state.scheduler.remove(m.id);
             return;
         }

@@ -56,7 +56,8 @@ pub(crate) fn start(
     let about = Arc::new(about);
     let wants_content = state.config().observers.want_content();
     let room = Arc::new(Semaphore::new(state.config().max_seqs.max(1)));
-    for (index, sequence) in sequences.into_iter().enumerate() {
+    for (index, mut sequence) in sequences.into_iter().enumerate() {
+        sequence.standing.max_queue_time = state.config().max_queue_time;
         let generation = match index {
             0 => Some(service.engine.submit_as(sequence.request.clone(), sequence.standing.clone())?),
             _ => None,
@@ -171,7 +172,10 @@ impl Task {
                 Event::Failed(why) if why.contains(AT_FAULT) => {
                     return Err(ApiError::bad_request(why));
                 }
-                Event::Overdue { limit } => return Err(ApiError::request_timeout(limit)),
+                Event::Overdue { limit } => {
+                    let retry_after_s = self.service.engine.retry_after_s();
+                    return Err(ApiError::queue_timeout(limit, retry_after_s));
+                }
                 Event::Failed(why) => return Err(ApiError::internal(why)),
             }
         }

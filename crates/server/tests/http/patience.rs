@@ -115,3 +115,17 @@ fn more_connections_than_allowed_wait_for_their_turn() {
         server.ok("/v1/completions", &json!({"prompt": [5], "max_tokens": 1}));
     }
 }
+
+#[test]
+fn who_waits_too_long_is_told_when_to_come_back() {
+    let engine = engine(EngineConfig { max_seqs: 1, max_batch_tokens: 8, ..EngineConfig::default() });
+    let config = ServerConfig { max_queue_time: Some(Duration::ZERO), ..ServerConfig::new(MODEL) };
+    let server = Server::start(config, service(engine));
+    // What finds room at once does not wait; the second of two must.
+    server.ok("/v1/completions", &json!({"prompt": [5], "max_tokens": 1}));
+    let body = json!({"prompt": [[5], [6]], "max_tokens": 500, "ignore_eos": true});
+    let answer = server.post("/v1/completions", &body);
+    let after: u32 = answer.header("retry-after").parse().unwrap();
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &json!("queue_timeout")));
+    assert!((1..=60).contains(&after), "{after}");
+}
