@@ -64,6 +64,18 @@ impl AlignedBuffer {
         Ok(Self { charge: Some(charge), ..Self::allocate(len)? })
     }
 
+    /// A buffer of `len` zero bytes for a charge that was made before, of at least its capacity.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when the machine has not that much memory.
+    ///
+    /// # Panics
+    /// When the charge is smaller than the buffer.
+    pub fn under(charge: Charge, len: usize) -> Result<Self, Error> {
+        assert!(charge.bytes() >= Self::capacity_for(len) as u64, "a buffer is charged whole");
+        Ok(Self { charge: Some(charge), ..Self::allocate(len)? })
+    }
+
     fn allocate(len: usize) -> Result<Self, Error> {
         let count = len.div_ceil(ALIGNMENT);
         let mut pages = Vec::new();

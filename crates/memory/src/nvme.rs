@@ -22,6 +22,7 @@ pub(crate) use queue::{Direction, Done, Queue, Transfer};
 use std::fs::{File, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A file of fixed length on a fast disk. Shared by reference between threads; ranges that threads write must not
 /// overlap what others use.
@@ -107,7 +108,8 @@ impl NvmeFile {
             }
             let direct =
                 if backend.direct { std::mem::replace(&mut direct, Err(String::new())).ok() } else { None };
-            let handles = Arc::new(direct::Handles { path: path.into(), buffered, direct });
+            let handles =
+                Arc::new(direct::Handles { path: path.into(), buffered, direct, moved: Default::default() });
             return Ok(Self { handles, len, backend, fallback, _charge: charge });
         }
         let why = std::io::Error::other(fallback.unwrap_or_else(|| "no backend was offered".into()));
@@ -147,6 +149,11 @@ impl NvmeFile {
     pub fn sync(&self) -> Result<(), Error> {
         let file = &self.handles.buffered;
         file.sync_data().map_err(|error| Error::file("flushing", &self.handles.path, &error))
+    }
+
+    /// Bytes read from it and written to it so far.
+    pub fn moved(&self) -> [u64; 2] {
+        std::array::from_fn(|way| self.handles.moved[way].load(Ordering::Relaxed))
     }
 
     /// Bytes it holds.

@@ -6,7 +6,8 @@
 //!
 //! # Invariant
 //! Kept and used bytes together never exceed the most that was ever used at once, so keeping blocks does not raise the
-//! process's peak; and no more is kept than is in use, so that it falls when less is used.
+//! process's peak; and no more is kept than is in use, so that it falls when less is used, unless [`hoard`] says that
+//! the same will soon be asked for again.
 #![allow(unsafe_code)] // Memory is mapped, unmapped and zeroed by hand.
 
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mremap, munmap};
@@ -39,10 +40,18 @@ struct Kept {
     used: usize,
     /// Most that was used at once.
     peak: usize,
+    /// Who wants everything kept that was ever used at once.
+    hoarders: usize,
 }
 
-static KEPT: Mutex<Kept> =
-    Mutex::new(Kept { blocks: [Block { address: 0, bytes: 0 }; SLOTS], count: 0, kept: 0, used: 0, peak: 0 });
+static KEPT: Mutex<Kept> = Mutex::new(Kept {
+    blocks: [Block { address: 0, bytes: 0 }; SLOTS],
+    count: 0,
+    kept: 0,
+    used: 0,
+    peak: 0,
+    hoarders: 0,
+});
 
 /// Nothing panics while it is held.
 fn kept() -> MutexGuard<'static, Kept> {
@@ -111,6 +120,18 @@ pub(crate) unsafe fn resize(block: *mut u8, bytes: usize, new_bytes: usize) -> *
     moved
 }
 
+/// One more, or one less, wants everything kept that was ever used at once.
+pub(crate) fn hoard(more: bool) {
+    let mut kept = kept();
+    if more {
+        kept.hoarders += 1;
+    } else {
+        kept.hoarders -= 1;
+        let allowed = kept.allowed();
+        kept.shrink_to(allowed);
+    }
+}
+
 impl Kept {
     /// Counts `bytes` as used and hands them out of the smallest kept block that has as many.
     fn take(&mut self, bytes: usize) -> Option<usize> {
@@ -153,7 +174,8 @@ impl Kept {
 
     /// Bytes that may be kept.
     fn allowed(&self) -> usize {
-        (self.peak - self.used).min(self.used)
+        let unused = self.peak - self.used;
+        if self.hoarders > 0 { unused } else { unused.min(self.used) }
     }
 
     /// Unmaps the oldest until no more than `bytes` are kept.

@@ -1,10 +1,12 @@
 //! Opening files past the page cache, and claiming their bytes on the disk.
 
+use super::Direction;
 use crate::Error;
 use crate::buffer::{ALIGNMENT, AlignedBuffer};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An open file, once through the page cache and, where the disk can, once past it.
 #[derive(Debug)]
@@ -12,9 +14,16 @@ pub(crate) struct Handles {
     pub path: PathBuf,
     pub buffered: File,
     pub direct: Option<File>,
+    /// Bytes read and written so far.
+    pub moved: [AtomicU64; 2],
 }
 
 impl Handles {
+    /// Counts bytes that were read or written.
+    pub fn count(&self, way: Direction, bytes: usize) {
+        self.moved[way as usize].fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// The descriptor that a request goes to.
     pub fn file(&self, direct: bool) -> &File {
         match &self.direct {

@@ -22,7 +22,9 @@ pub(super) fn read(file: &Handles, offset: u64, bytes: &mut [u8]) -> Result<(), 
             let memory = &mut bytes[rest.start..rest.start + rest.len];
             let moved = file.file(rest.direct).read_at(memory, rest.offset);
             let moved = progress(moved, ErrorKind::UnexpectedEof);
-            rest = rest.rest(moved.map_err(|e| io_error(Direction::Read, file, rest.offset, rest.len, &e))?);
+            let moved = moved.map_err(|e| io_error(Direction::Read, file, rest.offset, rest.len, &e))?;
+            file.count(Direction::Read, moved);
+            rest = rest.rest(moved);
         }
     }
     Ok(())
@@ -35,7 +37,9 @@ pub(super) fn write(file: &Handles, offset: u64, bytes: &[u8]) -> Result<(), Err
         while rest.len > 0 {
             let memory = &bytes[rest.start..rest.start + rest.len];
             let moved = progress(file.file(rest.direct).write_at(memory, rest.offset), ErrorKind::WriteZero);
-            rest = rest.rest(moved.map_err(|e| io_error(Direction::Write, file, rest.offset, rest.len, &e))?);
+            let moved = moved.map_err(|e| io_error(Direction::Write, file, rest.offset, rest.len, &e))?;
+            file.count(Direction::Write, moved);
+            rest = rest.rest(moved);
         }
     }
     Ok(())

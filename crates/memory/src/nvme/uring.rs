@@ -99,6 +99,7 @@ impl UringQueue {
         let Some(active) = &mut self.active[request.active] else { return };
         match outcome(result, active.transfer.direction) {
             Ok(moved) => {
+                active.transfer.file.count(active.transfer.direction, moved);
                 let segment = request.segment.rest(moved);
                 if segment.len > 0 && active.error.is_none() {
                     return self.waiting.push_front(Request { segment, ..request });

@@ -42,6 +42,37 @@ const FEWEST_SLOTS: usize = 3;
 /// What happens to a tile: its number, and its bytes to change in place.
 pub type Update<'a, E> = dyn FnMut(usize, &mut [u8]) -> Result<(), E> + 'a;
 
+/// What happens to a tile of several parts: its number, and a buffer for each part.
+pub type UpdateParts<'a, E> = dyn FnMut(usize, &mut [AlignedBuffer]) -> Result<(), E> + 'a;
+
+/// What is done with a part of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It is read, and written back after the update.
+    Change,
+    /// It is read.
+    Read,
+    /// It is written after the update; the update finds any bytes.
+    Write,
+}
+
+/// A part of a tile: bytes of one file.
+#[derive(Clone, Debug)]
+pub struct Part<'a> {
+    /// The file.
+    pub file: &'a NvmeFile,
+    /// Its bytes; none = the tile has no such part.
+    pub range: Range<u64>,
+    /// What is done with them.
+    pub access: Access,
+}
+
+impl Part<'_> {
+    fn len(&self) -> u64 {
+        self.range.end.saturating_sub(self.range.start)
+    }
+}
+
 /// Calls `update(i, bytes)` for every tile of the file in order, with the tile's bytes to change in place. While it
 /// runs on tile `i`, the next tiles are read and the previous ones written back.
 ///
@@ -61,15 +92,31 @@ pub fn update_tiles<E: From<Error>>(
     ring: &mut [AlignedBuffer],
     update: &mut Update<'_, E>,
 ) -> Result<Throughput, E> {
-    check(file, tiles, ring)?;
+    let part = |range: &Range<u64>| [Part { file, range: range.clone(), access: Access::Change }];
+    let tiles: Vec<[Part<'_>; 1]> = tiles.iter().map(part).collect();
+    update_parts(&tiles, ring, &mut |tile, buffers| update(tile, &mut buffers[0]))
+}
+
+/// [`update_tiles`] for tiles whose parts lie in several files, in one queue: whatever arrives, the next request goes
+/// out. `ring` has `N` buffers for each tile under way, one after another.
+///
+/// # Errors
+/// As [`update_tiles`].
+pub fn update_parts<const N: usize, E: From<Error>>(
+    tiles: &[[Part<'_>; N]],
+    ring: &mut [AlignedBuffer],
+    update: &mut UpdateParts<'_, E>,
+) -> Result<Throughput, E> {
+    check(tiles, ring)?;
+    let Some(first) = tiles.first() else { return Ok(Throughput::default()) };
     let begun = Instant::now();
-    let mut pass = Pass::new(file, tiles, ring)?;
+    let mut pass = Pass::new(first[0].file, tiles, ring)?;
     for tile in 0..tiles.len() {
         pass.read_ahead(tile);
         pass.wait_for(tile)?;
         let computing = Instant::now();
-        let slot = tile % pass.ring.len();
-        update(tile, &mut pass.ring[slot])?;
+        let buffers = pass.buffers(tile);
+        update(tile, &mut pass.ring[buffers])?;
         pass.moved.compute_s += computing.elapsed().as_secs_f64();
         pass.write_back(tile);
     }
@@ -78,55 +125,57 @@ pub fn update_tiles<E: From<Error>>(
     Ok(pass.moved)
 }
 
-fn check(file: &NvmeFile, tiles: &[Range<u64>], ring: &[AlignedBuffer]) -> Result<(), Error> {
-    if ring.len() < FEWEST_SLOTS {
-        let why = format!("{} buffers, reading, computing and writing need {FEWEST_SLOTS}", ring.len());
+fn check<const N: usize>(tiles: &[[Part<'_>; N]], ring: &[AlignedBuffer]) -> Result<(), Error> {
+    if ring.len() < FEWEST_SLOTS * N {
+        let why = format!("{} buffers, reading, computing and writing need {}", ring.len(), FEWEST_SLOTS * N);
         return Err(Error::Ring { why });
     }
-    let smallest = ring.iter().map(AlignedBuffer::capacity).min().unwrap_or(0) as u64;
-    for tile in tiles {
-        let len = tile.end.saturating_sub(tile.start);
-        file.check(tile.start, len)?;
-        if len > smallest {
-            let why = format!("a tile of {len} bytes exceeds a buffer of {smallest}");
-            return Err(Error::Ring { why });
+    for at in 0..N {
+        let smallest = ring[at..].iter().step_by(N).map(AlignedBuffer::capacity).min().unwrap_or(0) as u64;
+        for part in tiles.iter().map(|tile| &tile[at]) {
+            let len = part.len();
+            part.file.check(part.range.start, len)?;
+            if len > smallest {
+                let why = format!("a tile of {len} bytes exceeds a buffer of {smallest}");
+                return Err(Error::Ring { why });
+            }
         }
     }
     Ok(())
 }
 
-/// What a slot's bytes are.
+/// What a buffer's bytes are.
 #[derive(Clone, Copy, PartialEq)]
-enum Slot {
+enum State {
     Free,
     InFlight,
     Ready,
 }
 
-/// A pass over the tiles. Tile `i` passes through slot `i % ring.len()`.
-struct Pass<'a> {
-    file: &'a NvmeFile,
-    tiles: &'a [Range<u64>],
+/// A pass over the tiles. Tile `i` passes through slot `i % slots`, which has a buffer for each part.
+struct Pass<'a, const N: usize> {
+    tiles: &'a [[Part<'a>; N]],
     ring: &'a mut [AlignedBuffer],
-    slots: Vec<Slot>,
+    states: Vec<State>,
+    slots: usize,
     queue: Box<dyn Queue>,
     next_read: usize,
     moved: Throughput,
     failure: Option<Error>,
 }
 
-impl<'a> Pass<'a> {
+impl<'a, const N: usize> Pass<'a, N> {
     fn new(
-        file: &'a NvmeFile,
-        tiles: &'a [Range<u64>],
+        file: &NvmeFile,
+        tiles: &'a [[Part<'a>; N]],
         ring: &'a mut [AlignedBuffer],
     ) -> Result<Self, Error> {
-        let (queue, slots) = (file.queue()?, vec![Slot::Free; ring.len()]);
+        let (queue, slots) = (file.queue()?, ring.len() / N);
         Ok(Self {
-            file,
             tiles,
-            ring,
+            states: vec![State::Free; slots * N],
             slots,
+            ring,
             queue,
             next_read: 0,
             moved: Throughput::default(),
@@ -134,35 +183,48 @@ impl<'a> Pass<'a> {
         })
     }
 
+    /// The buffers that a tile passes through.
+    fn buffers(&self, tile: usize) -> Range<usize> {
+        let first = tile % self.slots * N;
+        first..first + N
+    }
+
+    fn all(&self, tile: usize, state: State) -> bool {
+        self.states[self.buffers(tile)].iter().all(|is| *is == state)
+    }
+
     /// Begins every read whose slot is free, up to one ring from the tile at work.
     fn read_ahead(&mut self, current: usize) {
         while let Some(done) = self.queue.poll() {
             self.settle(done);
         }
-        let end = self.tiles.len().min(current + self.ring.len());
-        while self.next_read < end && self.slots[self.next_read % self.ring.len()] == Slot::Free {
-            let len = self.bytes(self.next_read);
-            self.ring[self.next_read % self.slots.len()].set_len(len as usize);
-            self.begin(self.next_read, Direction::Read);
+        let end = self.tiles.len().min(current + self.slots);
+        while self.next_read < end && self.all(self.next_read, State::Free) {
+            let tile = self.next_read;
+            for (part, buffer) in self.buffers(tile).enumerate() {
+                let Part { range, access, .. } = &self.tiles[tile][part];
+                self.ring[buffer].set_len((range.end - range.start.min(range.end)) as usize);
+                match *access != Access::Write && !range.is_empty() {
+                    true => self.begin(tile, part, Direction::Read),
+                    false => self.states[buffer] = State::Ready,
+                }
+            }
             self.next_read += 1;
         }
     }
 
-    fn bytes(&self, tile: usize) -> u64 {
-        self.tiles[tile].end.saturating_sub(self.tiles[tile].start)
-    }
-
-    fn begin(&mut self, tile: usize, direction: Direction) {
-        let slot = tile % self.ring.len();
-        self.slots[slot] = Slot::InFlight;
-        let buffer = std::mem::take(&mut self.ring[slot]);
-        let (file, offset) = (self.file.handles().clone(), self.tiles[tile].start);
-        self.queue.submit(Transfer { tag: slot, direction, file, offset, buffer });
+    fn begin(&mut self, tile: usize, part: usize, direction: Direction) {
+        let at = self.buffers(tile).start + part;
+        self.states[at] = State::InFlight;
+        let buffer = std::mem::take(&mut self.ring[at]);
+        let Part { file, range, .. } = &self.tiles[tile][part];
+        let (file, offset) = (file.handles().clone(), range.start);
+        self.queue.submit(Transfer { tag: at, direction, file, offset, buffer });
     }
 
     fn wait_for(&mut self, tile: usize) -> Result<(), Error> {
         let waiting = Instant::now();
-        while self.slots[tile % self.ring.len()] != Slot::Ready {
+        while !self.all(tile, State::Ready) {
             match self.queue.wait() {
                 Some(done) => self.settle(done),
                 None => unreachable!("tile {tile} was neither read nor begun"),
@@ -175,7 +237,13 @@ impl<'a> Pass<'a> {
     }
 
     fn write_back(&mut self, tile: usize) {
-        self.begin(tile, Direction::Write);
+        for (part, buffer) in self.buffers(tile).enumerate() {
+            let Part { range, access, .. } = &self.tiles[tile][part];
+            match *access != Access::Read && !range.is_empty() {
+                true => self.begin(tile, part, Direction::Write),
+                false => self.states[buffer] = State::Free,
+            }
+        }
     }
 
     fn finish(&mut self) -> Result<(), Error> {
@@ -195,9 +263,9 @@ impl<'a> Pass<'a> {
     fn settle(&mut self, done: Done) {
         let bytes = done.buffer.len() as u64;
         self.ring[done.tag] = done.buffer;
-        self.slots[done.tag] = match done.direction {
-            Direction::Read => Slot::Ready,
-            Direction::Write => Slot::Free,
+        self.states[done.tag] = match done.direction {
+            Direction::Read => State::Ready,
+            Direction::Write => State::Free,
         };
         match (done.result, done.direction) {
             (Ok(()), Direction::Read) => self.moved.bytes_read += bytes,
@@ -207,7 +275,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-impl Drop for Pass<'_> {
+impl<const N: usize> Drop for Pass<'_, N> {
     /// An error or a panic of the caller's function leaves transfers behind: their buffers come home first.
     fn drop(&mut self) {
         self.drain();

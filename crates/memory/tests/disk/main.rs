@@ -1,4 +1,5 @@
 //! What every way to reach a disk must do.
+mod behind;
 mod files;
 mod prefetch;
 mod probe;
