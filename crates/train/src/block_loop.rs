@@ -12,9 +12,11 @@ use crate::Error;
 use crate::activations::{Meter, Phase, Working};
 use crate::config::Recompute;
 use crate::copies::{Conveyor, View};
+use crate::flat::Flat;
 use crate::micro_batch::MicroBatch;
 use crate::objective::{Objective, Sums, nll_of_each, scalar};
 use crate::params::ParamStore;
+pub use crate::source::Gradient;
 use crate::source::{Leaves, TrainSource};
 use burn::tensor::Tensor;
 use hearth_collective::Ordered;
@@ -24,7 +26,7 @@ use hearth_model::{Architecture, DocumentContext, Group};
 use std::sync::Arc;
 
 /// Takes the gradient of a trained parameter, by its place in [`ParamStore::trained`].
-pub type Sink<'a> = dyn FnMut(usize, Vec<f32>) -> Result<(), Error> + 'a;
+pub type Sink<'a> = dyn FnMut(usize, Gradient) -> Result<(), Error> + 'a;
 
 /// A model and how it is run.
 pub struct BlockLoop<'a> {
@@ -161,6 +163,7 @@ impl BlockLoop<'_> {
                 .group
             {
                 Group::Embedding => {
+                    let gradient = gradient.into_f32();
                     tied_kept = Some(self.meter.hold(&gradient)?);
                     tied = Some((index, gradient));
                     Ok(())
@@ -301,8 +304,8 @@ impl BlockLoop<'_> {
         let embedding = Taped { input: output.clone().inner(), output, leaves, _views: views, kept: None };
         embedding.backward(dy, working, &mut |index, mut gradient| {
             if let Some((_, mut sum, _held)) = tied.take_if(|(head, ..)| *head == index) {
-                crate::gradients::add(&mut sum, &gradient);
-                gradient = sum;
+                crate::gradients::add(&mut sum, &gradient.into_f32());
+                gradient = Gradient(Flat::F32(sum));
             }
             sink(index, gradient)
         })?;

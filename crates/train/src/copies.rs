@@ -3,6 +3,7 @@
 
 use crate::Error;
 use crate::config::{Compute, Place};
+use crate::disk::Waited;
 use crate::flat::Flat;
 use crate::sizes::{Sizes, TILE};
 use bytes::Bytes;
@@ -26,6 +27,7 @@ pub(crate) struct Copies {
     place: Place,
     partitioned: bool,
     ledger: Ledger,
+    waited: Waited,
 }
 
 enum Held {
@@ -103,7 +105,29 @@ impl Copies {
             place,
             partitioned: sizes.partitioned(),
             ledger: ledger.clone(),
+            waited: Waited::default(),
         })
+    }
+
+    /// The file they lie in, if they are on a disk.
+    pub(crate) fn file(&self) -> Option<&Arc<NvmeFile>> {
+        self.file.as_ref()
+    }
+
+    /// Where in the file an element of what is kept of a unit lies.
+    ///
+    /// # Panics
+    /// If the unit is in memory.
+    pub(crate) fn offset(&self, unit: usize, element: usize) -> u64 {
+        let Held::Disk { offset, .. } = &self.held[unit] else {
+            panic!("values in memory are changed in place")
+        };
+        offset + (element * self.compute.bytes()) as u64
+    }
+
+    /// What those who use them waited for the disk.
+    pub(crate) fn waited(&self) -> &Waited {
+        &self.waited
     }
 
     /// The precision they are in.
@@ -152,10 +176,7 @@ impl Copies {
 
     /// Overwrites elements `start..` of what is kept of a unit on a disk.
     pub(crate) fn write(&mut self, unit: usize, start: usize, values: &Flat) -> Result<(), Error> {
-        let Held::Disk { offset, .. } = &self.held[unit] else {
-            panic!("values in memory are changed in place")
-        };
-        let at = offset + (start * self.compute.bytes()) as u64;
+        let at = self.offset(unit, start);
         let file = self.file.as_ref().expect("copies on a disk have a file");
         Ok(crate::disk::write(file, at, values.as_bytes())?)
     }
@@ -199,8 +220,9 @@ impl Copies {
         // What is not to be gathered first is read to where it is used.
         let tier = if self.partitioned { Tier::Host } else { Tier::Device };
         let kind = if self.partitioned { Kind::Staging } else { Kind::Weights };
-        let mut buffer = AlignedBuffer::charged(&self.ledger, tier, kind, len)?;
+        let charge = self.ledger.charge(tier, kind, AlignedBuffer::capacity_for(len) as u64)?;
         Ok(Local::Coming(std::thread::spawn(move || {
+            let mut buffer = AlignedBuffer::under(charge, len)?;
             file.read_at(offset, &mut buffer)?;
             Ok(buffer)
         })))
@@ -282,7 +304,7 @@ impl<'a> Conveyor<'a> {
         let coming = match coming {
             Coming::Local(local) => {
                 // Whole words: partitions are multiples of NORM_CHUNK elements.
-                let partition: Vec<u32> = match local.wait()? {
+                let partition: Vec<u32> = match self.copies.waited.time(|| local.wait())? {
                     LocalBytes::Memory(values) => bytemuck::pod_collect_to_vec(values.as_bytes()),
                     LocalBytes::Read(buffer) => bytemuck::pod_collect_to_vec(&buffer),
                 };
@@ -307,7 +329,7 @@ impl<'a> Conveyor<'a> {
                 let (pending, [charge, _moving]) = *gathering;
                 (Bytes::from_owner(Owner(pending.wait()?)), Some(charge))
             }
-            Coming::Local(local) => match local.wait()? {
+            Coming::Local(local) => match self.copies.waited.time(|| local.wait())? {
                 LocalBytes::Read(buffer) => (Bytes::from_owner(Owner(buffer)), None),
                 LocalBytes::Memory(values) if self.copies.place == Place::Device => {
                     (Bytes::from_owner(Owner(values)), None)

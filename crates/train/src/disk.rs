@@ -5,6 +5,8 @@ use crate::sizes::{ALIGN, BOUNCE, Sizes};
 use hearth_memory::buffer::AlignedBuffer;
 use hearth_memory::nvme::NvmeFile;
 use hearth_memory::{Kind, Ledger, Tier};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// A charged file of `bytes` in the configured directory.
 pub(crate) fn file(
@@ -25,11 +27,35 @@ pub(crate) fn file(
     Ok(NvmeFile::temporary(&dir.join(name), bytes, charge)?)
 }
 
-/// Writes bytes that lie anywhere past the page cache, by way of an aligned buffer of at most [`BOUNCE`]. `offset` is
-/// aligned, and so is the room that the file has for them: the last page is filled up with zeros.
+/// Time that somebody waited for a disk.
+#[derive(Debug, Default)]
+pub(crate) struct Waited(AtomicU64);
+
+impl Waited {
+    /// Counts the time that `work` takes.
+    pub(crate) fn time<T>(&self, work: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let done = work();
+        self.0.fetch_add(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        done
+    }
+
+    /// Seconds since this was last asked.
+    pub(crate) fn take_s(&self) -> f64 {
+        self.0.swap(0, Ordering::Relaxed) as f64 / 1e9
+    }
+}
+
+/// Writes bytes that lie anywhere past the page cache: from where they are if they are aligned, else by way of an
+/// aligned buffer of at most [`BOUNCE`]. `offset` is aligned, and so is the room that the file has for them: the last
+/// page is filled up with zeros.
 pub(crate) fn write(file: &NvmeFile, offset: u64, bytes: &[u8]) -> Result<(), hearth_memory::Error> {
-    let mut buffer = AlignedBuffer::new(bytes.len().min(BOUNCE).next_multiple_of(ALIGN as usize));
-    for (at, part) in bytes.chunks(BOUNCE).enumerate() {
+    let aligned = (bytes.as_ptr() as usize).is_multiple_of(ALIGN as usize);
+    let (direct, rest) = bytes.split_at(if aligned { bytes.len() - bytes.len() % ALIGN as usize } else { 0 });
+    file.write_at(offset, direct)?;
+    let offset = offset + direct.len() as u64;
+    let mut buffer = AlignedBuffer::new(rest.len().min(BOUNCE).next_multiple_of(ALIGN as usize));
+    for (at, part) in rest.chunks(BOUNCE).enumerate() {
         let whole = part.len().next_multiple_of(ALIGN as usize);
         buffer[..part.len()].copy_from_slice(part);
         buffer[part.len()..whole].fill(0);

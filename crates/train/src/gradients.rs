@@ -6,6 +6,7 @@
 //! who computes which micro-batch or when, so any partition of the micro-batches over processes that keeps the tree
 //! gives the same bits.
 
+use hearth_kernels::cpu::stored::Stored;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -102,6 +103,12 @@ pub fn add(a: &mut [f32], b: &[f32]) {
             *a += b;
         }
     });
+}
+
+/// [`chunk_squares`] of values that are widened on the way.
+pub(crate) fn chunk_squares_of<T: Stored>(gradient: &[T]) -> Vec<f64> {
+    let widened = |chunk: &[T]| chunk_sum(T::floats(chunk, &mut [0.0; NORM_CHUNK]));
+    gradient.par_chunks(NORM_CHUNK).map(widened).collect()
 }
 
 /// Sums of squares in f64 of each [`NORM_CHUNK`]: 8 interleaved lanes, then the lanes in order.

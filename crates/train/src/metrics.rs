@@ -42,6 +42,9 @@ pub struct StepReport {
     /// Bytes held for training.
     #[serde(flatten)]
     pub memory: MemoryReport,
+    /// What the step moved to and from the nvme tier, where anything lies there.
+    #[serde(flatten)]
+    pub disk: Option<DiskReport>,
     /// How chosen and rejected sequences compare, where the objective compares them.
     #[serde(flatten)]
     pub rewards: Option<Rewards>,
@@ -79,6 +82,25 @@ impl Rewards {
             [sums.chosen, sums.rejected, sums.wins].map(|sum| sum / pairs as f64);
         Self { chosen, rejected, margin: chosen - rejected, accuracy }
     }
+}
+
+/// Traffic of one rank's step with the nvme tier, counted where requests are answered, and where its time went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DiskReport {
+    /// Bytes read, those of a save under way included.
+    pub disk_read_bytes: u64,
+    /// Bytes written.
+    pub disk_written_bytes: u64,
+    /// Seconds of the forward and backward passes.
+    pub passes_s: f64,
+    /// Seconds in which they waited for parameters.
+    pub wait_params_s: f64,
+    /// Seconds in which they waited for gradients to be written, or to come back.
+    pub wait_grads_s: f64,
+    /// Seconds of the update.
+    pub update_s: f64,
+    /// Seconds in which it waited for the disk.
+    pub wait_update_s: f64,
 }
 
 /// Bytes a rank holds for training, on all tiers.

@@ -6,14 +6,14 @@
 
 use crate::activations::{Activations, Meter, Phase, Working};
 use crate::checkpoint::saver::CHUNK_BYTES;
-use crate::config::{Place, Recompute, TrainConfig};
+use crate::config::{Compute, Place, Recompute, TrainConfig};
 use crate::flops::ModelFlops;
 use crate::frozen::held_bytes;
 use crate::gradients::TreeSum;
 use crate::params::{head_units, layout};
 use crate::reduce::Assignment;
-use crate::sizes::{ALIGN, RING, Sizes, tiles};
-use crate::update::gradient_ring_bytes;
+use crate::sizes::{ALIGN, RING, Sizes};
+use crate::update::{copy_buffers, gradient_ring_bytes};
 use crate::{Error, Layout};
 use hearth_collective::Operation;
 use hearth_memory::buffer::AlignedBuffer;
@@ -232,12 +232,6 @@ impl<'a> Run<'a> {
                 self.units().map(|unit| slots * slot(unit)).sum(),
             )?);
         }
-        if on_disk > 0 {
-            let tile = AlignedBuffer::capacity_for(sizes.tile_bytes(sizes.largest_tile()) as usize) as u64;
-            for _ in 0..RING {
-                resident.push(self.charge(Tier::Host, Kind::Staging, tile)?);
-            }
-        }
         resident.push(self.charge(Tier::Device, Kind::Staging, self.subject.activations.scratch)?);
         let copies: u64 = self.units().map(|unit| sizes.copy_bytes(unit)).sum();
         match config.offload.params {
@@ -373,9 +367,22 @@ impl<'a> Run<'a> {
         working: &mut Working,
         exchange: &mut Option<Exchange>,
     ) -> Result<(), Error> {
+        self.hand_out_in(turn, group, self.subject.config.compute, working, exchange)
+    }
+
+    /// Hands out gradients that come in this precision.
+    fn hand_out_in(
+        &mut self,
+        turn: usize,
+        group: Group,
+        precision: Compute,
+        working: &mut Working,
+        exchange: &mut Option<Exchange>,
+    ) -> Result<(), Error> {
         let Some(unit) = self.layout().unit_of(group) else { return Ok(()) };
         let params = self.layout().units()[unit].params.clone();
         let padded = self.layout().padded_len(unit);
+        let kept = self.sizes.gradient_precision(unit);
         let mut open = None;
         for param in &self.layout().params()[params] {
             let len = param.range.len();
@@ -383,8 +390,8 @@ impl<'a> Run<'a> {
             if open.is_none() {
                 open = Some(self.charge(Tier::Device, Kind::Gradients, self.sizes.gradient_bytes(unit))?);
             }
-            if len != padded {
-                drop(self.charge(Tier::Device, Kind::Gradients, 4 * len as u64)?);
+            if len != padded || precision != kept {
+                drop(self.charge(Tier::Device, Kind::Gradients, (precision.bytes() * len) as u64)?);
             }
         }
         let open = open.expect("a unit has parameters");
@@ -398,8 +405,9 @@ impl<'a> Run<'a> {
         tied: Vec<Charge>,
         exchange: &mut Option<Exchange>,
     ) -> Result<(), Error> {
+        let precision = if tied.is_empty() { self.subject.config.compute } else { Compute::F32 };
         let _held = tied;
-        self.hand_out(turn, Group::Embedding, working, exchange)
+        self.hand_out_in(turn, Group::Embedding, precision, working, exchange)
     }
 
     /// A unit's gradient of one micro-batch is there.
@@ -554,40 +562,58 @@ impl<'a> Run<'a> {
         let sums: Vec<Stored> =
             self.sums.iter_mut().map(|(_, all)| all.take_root().expect("complete")).collect();
         let replicated = config.zero == 0 && world > 1;
-        let mut pieces: Vec<(usize, usize, Place)> = Vec::new();
-        for unit in self.units() {
-            for (range, place) in sizes.segments(unit) {
-                let whole = place != Place::Nvme && !config.optim.elementwise();
-                match whole {
-                    true => pieces.push((unit, range.len(), place)),
-                    false => pieces.extend(tiles(&range).map(|tile| (unit, tile.len(), place))),
-                }
-            }
+        let of_unit = |unit| sizes.pieces(unit).into_iter().map(move |(range, at)| (unit, range.len(), at));
+        let (on_disk, in_memory): (Vec<_>, Vec<_>) =
+            self.units().flat_map(of_unit).partition(|(_, _, place)| *place == Place::Nvme);
+        let _widening = self.charge(Tier::Host, Kind::Staging, 4 * sizes.widened() as u64)?;
+        let mut whole = None;
+        {
+            let _behind = self.copies_behind(&in_memory)?;
+            let from_disk =
+                in_memory.iter().filter(|(unit, ..)| !replicated && matches!(sums[*unit], Stored::Disk));
+            let longest =
+                from_disk.map(|(unit, len, _)| sizes.gradient_width(*unit) * len).max().unwrap_or(0);
+            let _ahead = match longest {
+                0 => None,
+                _ => Some(self.charge(Tier::Host, Kind::Staging, gradient_ring_bytes(longest))?),
+            };
+            self.update_pieces(&in_memory, &sums, &mut whole)?;
         }
-        pieces.sort_by_key(|(_, _, place)| *place == Place::Nvme);
-        let from_disk = pieces.iter().filter(|(unit, ..)| matches!(sums[*unit], Stored::Disk));
-        let longest = from_disk.map(|(_, len, _)| *len).max().unwrap_or(0);
-        let _ring = match longest {
-            0 => None,
-            _ if replicated => None,
-            _ => Some(self.charge(Tier::Host, Kind::Staging, gradient_ring_bytes(longest))?),
-        };
-        let mut whole: Option<(usize, Charge)> = None;
-        let copy = config.compute.bytes();
-        for (unit, len, place) in pieces {
+        {
+            let parts = sizes.ring_parts().map(|bytes| AlignedBuffer::capacity_for(bytes) as u64);
+            let _ring = match on_disk.is_empty() {
+                true => None,
+                false => {
+                    Some(self.charge(Tier::Host, Kind::Staging, RING as u64 * parts.iter().sum::<u64>())?)
+                }
+            };
+            self.update_pieces(&on_disk, &sums, &mut whole)?;
+        }
+        drop((whole, sums, _widening));
+        self.exchange()
+    }
+
+    fn update_pieces(
+        &mut self,
+        pieces: &[(usize, usize, Place)],
+        sums: &[Stored],
+        whole: &mut Option<(usize, Charge)>,
+    ) -> Result<(), Error> {
+        let (sizes, config, world) = (self.sizes, self.subject.config, self.subject.world);
+        let (replicated, copy) = (config.zero == 0 && world > 1, config.compute.bytes());
+        for &(unit, len, place) in pieces {
             if replicated && whole.as_ref().is_none_or(|(there, _)| *there != unit) {
                 drop(whole.take());
                 let bytes = 4 * self.layout().partition_len(unit);
                 let held = Operation::AllGather.held_bytes(world, bytes) as u64;
-                whole = Some((unit, self.charge(Tier::Device, Kind::Gradients, held)?));
+                *whole = Some((unit, self.charge(Tier::Device, Kind::Gradients, held)?));
                 self.traffic.received += (bytes * (world - 1)) as u64;
             }
             if config.offload.params == Place::Nvme {
-                drop(self.charge(Tier::Host, Kind::Staging, sizes.writing_bytes((len * copy) as u64))?);
                 self.traffic.update_written += (len * copy) as u64;
             }
             if matches!(sums[unit], Stored::Disk) {
-                self.traffic.update_read += 4 * len as u64;
+                self.traffic.update_read += (sizes.gradient_width(unit) * len) as u64;
             }
             match place {
                 Place::Nvme => {
@@ -601,8 +627,18 @@ impl<'a> Run<'a> {
                 }
             }
         }
-        drop((whole, sums));
-        self.exchange()
+        Ok(())
+    }
+
+    /// What copies on their way to the disk pass through.
+    fn copies_behind(&self, pieces: &[(usize, usize, Place)]) -> Result<Option<Charge>, Error> {
+        let config = self.subject.config;
+        let longest = pieces.iter().map(|(_, len, _)| *len).max().unwrap_or(0);
+        if config.offload.params != Place::Nvme || longest == 0 {
+            return Ok(None);
+        }
+        let (buffers, bytes) = copy_buffers(longest, config.compute);
+        self.charge(Tier::Host, Kind::Staging, (buffers * bytes) as u64).map(Some)
     }
 
     /// Stages 1 and 2: the copies that the other ranks updated.

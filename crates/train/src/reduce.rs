@@ -9,8 +9,11 @@
 
 use crate::Error;
 use crate::config::{Place, TrainConfig};
-use crate::gradients::{TreeSum, add, chunk_squares};
+use crate::disk::Waited;
+use crate::flat::Flat;
+use crate::gradients::{TreeSum, add, chunk_squares, chunk_squares_of};
 use crate::sizes::{ALIGN, Sizes};
+use crate::source::Gradient;
 use hearth_collective::{Operation, Ordered, Pending};
 use hearth_memory::nvme::NvmeFile;
 use hearth_memory::{Charge, Kind, Ledger, Tier};
@@ -108,8 +111,15 @@ impl Assignment {
 
 /// A summed gradient, waiting for the update.
 pub(crate) enum Stored {
-    Memory(Vec<f32>, Charge),
+    Memory(Flat, Charge),
     Disk(Slot),
+}
+
+/// The sum of two gradients; f32, or there would be only one.
+fn sum(left: Flat, right: Flat) -> Flat {
+    let mut left = left.into_f32();
+    add(&mut left, &right.into_f32());
+    Flat::F32(left)
 }
 
 /// A place in the spill file.
@@ -137,6 +147,7 @@ pub(crate) struct Spill {
     /// Offset of each unit's first slot and bytes of each of its slots.
     units: Vec<(u64, u64)>,
     slots: usize,
+    pub(crate) waited: Waited,
 }
 
 impl Spill {
@@ -150,7 +161,7 @@ impl Spill {
         };
         let units = (0..sizes.layout.units().len()).map(place).collect();
         let file = crate::disk::file(sizes, "gradients", at, Kind::Gradients, ledger)?;
-        Ok(Self { file: Arc::new(file), units, slots })
+        Ok(Self { file: Arc::new(file), units, slots, waited: Waited::default() })
     }
 
     /// Where a slot lies.
@@ -163,11 +174,11 @@ impl Spill {
 /// One unit's gradients during a step.
 struct UnitGradients {
     /// The micro-batch's gradient, as far as it is known.
-    open: Option<(Vec<f32>, Charge)>,
+    open: Option<(Flat, Charge)>,
     /// Parameters put in so far.
     filled: usize,
     /// Sums of this rank's micro-batches.
-    own: TreeSum<(Vec<f32>, Charge)>,
+    own: TreeSum<(Flat, Charge)>,
     /// Sums over ranks, of this rank's partition.
     all: TreeSum<Stored>,
     free_slots: Vec<usize>,
@@ -224,33 +235,34 @@ impl<'a> Reducer<'a> {
     }
 
     /// Takes the gradient of one parameter from the micro-batch of this rank's `turn`.
-    pub(crate) fn put(&mut self, turn: usize, param: usize, gradient: Vec<f32>) -> Result<(), Error> {
-        let param = &self.sizes.layout.params()[param];
+    pub(crate) fn put(&mut self, turn: usize, param: usize, gradient: Gradient) -> Result<(), Error> {
+        let (param, Gradient(gradient)) = (&self.sizes.layout.params()[param], gradient);
         let (at, layout) = (param.unit, self.sizes.layout);
+        let (padded, precision) = (layout.padded_len(at), self.sizes.gradient_precision(at));
         let unit = &mut self.units[at];
+        let whole = gradient.len() == padded && gradient.precision() == precision;
         if unit.open.is_none() {
             let charge = self.ledger.charge(Tier::Device, Kind::Gradients, self.sizes.gradient_bytes(at))?;
-            let whole = gradient.len() == layout.padded_len(at);
-            let buffer = if whole { Vec::new() } else { vec![0.0; layout.padded_len(at)] };
-            unit.open = Some((buffer, charge));
+            unit.open = Some((Flat::with_capacity(precision, if whole { 0 } else { padded }), charge));
         }
         let (buffer, _) = unit.open.as_mut().expect("just opened");
-        if buffer.is_empty() {
+        if whole {
             *buffer = gradient;
         } else {
-            let bytes = size_of_val(gradient.as_slice()) as u64;
+            let bytes = gradient.as_bytes().len() as u64;
             let _arriving = self.ledger.charge(Tier::Device, Kind::Gradients, bytes)?;
-            buffer[param.range.clone()].copy_from_slice(&gradient);
+            buffer.put(param.range.start, &gradient);
         }
         unit.filled += 1;
         if unit.filled < layout.units()[at].params.len() {
             return Ok(());
         }
         unit.filled = 0;
-        let open = unit.open.take().expect("just filled");
+        let mut open = unit.open.take().expect("just filled");
+        open.0.pad_to(padded);
         let place = turn % self.assignment.block;
         unit.own.push(place..place + 1, open, &mut |mut left, right| {
-            add(&mut left.0, &right.0);
+            left.0 = sum(left.0, right.0);
             Ok::<_, Error>(left)
         })?;
         match self.assignment.is_due(turn) {
@@ -271,8 +283,8 @@ impl<'a> Reducer<'a> {
         let moving = self.sizes.exchange_bytes(operation, self.sizes.gradient_bytes(unit));
         let moving = self.ledger.charge(Tier::Device, Kind::Staging, moving)?;
         let result = match operation {
-            Operation::ReduceScatter => self.comm.reduce_scatter(sum),
-            _ => self.comm.all_to_all(sum),
+            Operation::ReduceScatter => self.comm.reduce_scatter(sum.into_f32()),
+            _ => self.comm.all_to_all(sum.into_f32()),
         };
         self.in_flight = Some(InFlight { unit, turn, result, charges: vec![charge, moving] });
         Ok(())
@@ -287,18 +299,18 @@ impl<'a> Reducer<'a> {
         if let [node] = nodes.as_slice() {
             drop(charges);
             let charge = self.ledger.charge(Tier::Device, Kind::Gradients, bytes)?;
-            return self.keep(unit, node.clone(), result, charge);
+            return self.keep(unit, node.clone(), Flat::F32(result), charge);
         }
         for (node, part) in nodes.into_iter().zip(result.chunks(self.sizes.layout.partition_len(unit))) {
             let charge = self.ledger.charge(Tier::Device, Kind::Gradients, bytes)?;
-            self.keep(unit, node, part.to_vec(), charge)?;
+            self.keep(unit, node, Flat::F32(part.to_vec()), charge)?;
         }
         drop(charges);
         Ok(())
     }
 
     /// Adds a sum over the micro-batches `node` to the tree, and puts by what comes of it.
-    fn keep(&mut self, unit: usize, node: Range<usize>, sum: Vec<f32>, charge: Charge) -> Result<(), Error> {
+    fn keep(&mut self, unit: usize, node: Range<usize>, new: Flat, charge: Charge) -> Result<(), Error> {
         let (spill, sizes, ledger) = (self.spill, self.sizes, self.ledger);
         let UnitGradients { all, free_slots, squares, .. } = &mut self.units[unit];
         let writing = &mut self.writing;
@@ -308,23 +320,27 @@ impl<'a> Reducer<'a> {
         let mut read = |stored: Stored| match stored {
             Stored::Memory(values, charge) => Ok((values, charge)),
             Stored::Disk(slot) => {
-                settle(writing)?;
-                let charge = ledger.charge(Tier::Host, Kind::Staging, bytes)?;
-                let mut values = vec![0.0; sizes.layout.partition_len(unit)];
                 let spill = spill.expect("a slot lies in a spill file");
+                spill.waited.time(|| settle(writing))?;
+                let charge = ledger.charge(Tier::Host, Kind::Staging, bytes)?;
+                let mut values =
+                    Flat::zeros(sizes.gradient_precision(unit), sizes.layout.partition_len(unit));
                 let offset = spill.offset(unit, slot.number);
-                spill.file.read_at(offset, bytemuck::cast_slice_mut(&mut values))?;
+                spill.waited.time(|| spill.file.read_at(offset, values.as_bytes_mut()))?;
                 free_slots.push(slot.number);
                 Ok::<_, Error>((values, charge))
             }
         };
-        all.push(node, Stored::Memory(sum, charge), &mut |left, right| {
-            let ((mut left, charge), (right, _)) = (read(left)?, read(right)?);
-            add(&mut left, &right);
-            Ok::<_, Error>(Stored::Memory(left, charge))
+        all.push(node, Stored::Memory(new, charge), &mut |left, right| {
+            let ((left, charge), (right, _)) = (read(left)?, read(right)?);
+            Ok::<_, Error>(Stored::Memory(sum(left, right), charge))
         })?;
         if let Some(Stored::Memory(sum, _)) = all.root() {
-            *squares = chunk_squares(sum);
+            *squares = match sum {
+                Flat::F32(sum) => chunk_squares(sum),
+                Flat::Bf16(sum) => chunk_squares_of(sum),
+                Flat::F16(sum) => chunk_squares_of(sum),
+            };
         }
         all.update_last(&mut |stored| {
             let Stored::Memory(values, charge) = stored else { return Ok(stored) };
@@ -337,14 +353,13 @@ impl<'a> Reducer<'a> {
                 }
                 Place::Nvme => {
                     drop(charge);
-                    settle(writing)?;
-                    let _charge = ledger.charge(Tier::Host, Kind::Staging, sizes.writing_bytes(bytes))?;
                     let spill = spill.expect("gradients on nvme have a spill file");
+                    spill.waited.time(|| settle(writing))?;
+                    let _charge = ledger.charge(Tier::Host, Kind::Staging, sizes.writing_bytes(bytes))?;
                     let number = free_slots.pop().expect("as many slots as partial sums");
                     let (file, offset) = (spill.file.clone(), spill.offset(unit, number));
-                    let thread = std::thread::spawn(move || {
-                        crate::disk::write(&file, offset, bytemuck::cast_slice(&values))
-                    });
+                    let thread =
+                        std::thread::spawn(move || crate::disk::write(&file, offset, values.as_bytes()));
                     *writing = Some(Writing { thread, _charge });
                     Ok(Stored::Disk(Slot { number }))
                 }
@@ -355,7 +370,10 @@ impl<'a> Reducer<'a> {
     /// The sums, after the last micro-batch.
     pub(crate) fn finish(mut self) -> Result<Reduced, Error> {
         self.settle()?;
-        settle(&mut self.writing)?;
+        match self.spill {
+            Some(spill) => spill.waited.time(|| settle(&mut self.writing))?,
+            None => settle(&mut self.writing)?,
+        }
         let mut reduced = Reduced { units: Vec::new(), squares: Vec::new() };
         for mut unit in self.units {
             reduced.units.push(unit.all.take_root().expect("every micro-batch gave a gradient"));

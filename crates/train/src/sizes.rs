@@ -1,11 +1,12 @@
 //! What every part of the training state takes, in bytes. The trainer charges these numbers before it allocates, and
 //! the planner adds up the same numbers: that is why a plan can be a contract.
 
-use crate::config::{Place, TrainConfig};
+use crate::config::{Compute, Place, TrainConfig};
 use crate::gradients::NORM_CHUNK;
 use crate::layout::Layout;
 use hearth_collective::Operation;
 use hearth_memory::Tier;
+use hearth_model::Group;
 use std::ops::Range;
 
 /// Elements of a tile: what the optimizer reads, updates and writes at a time when its state lies on a disk.
@@ -14,8 +15,8 @@ pub const TILE: usize = 1 << 19;
 pub const ALIGN: u64 = 4096;
 /// Most bytes copied to an aligned buffer at a time on their way to the disk.
 pub const BOUNCE: usize = 8 << 20;
-/// Buffers of the optimizer's ring: one read ahead, one computed, one written back, one spare.
-pub const RING: usize = 4;
+/// Buffers of the optimizer's ring: one computed, the others read ahead and written back.
+pub const RING: usize = 8;
 
 impl Place {
     /// The tier it is charged to.
@@ -141,14 +142,26 @@ impl Sizes<'_> {
         ((4 * len) as u64).next_multiple_of(ALIGN) + states * ((state * len) as u64).next_multiple_of(ALIGN)
     }
 
+    /// The precision a unit's gradient is kept in: that of one micro-batch's, if it is the only one, else f32. The
+    /// embedding's may be a sum of two.
+    pub fn gradient_precision(&self, unit: usize) -> Compute {
+        let sum = self.config.micro_batches() > 1 || self.layout.units()[unit].group == Group::Embedding;
+        if sum { Compute::F32 } else { self.config.compute }
+    }
+
+    /// Bytes of an element of it.
+    pub fn gradient_width(&self, unit: usize) -> usize {
+        self.gradient_precision(unit).bytes()
+    }
+
     /// Bytes of a unit's whole gradient while it is put together.
     pub fn gradient_bytes(&self, unit: usize) -> u64 {
-        4 * self.layout.padded_len(unit) as u64
+        (self.gradient_width(unit) * self.layout.padded_len(unit)) as u64
     }
 
     /// Bytes of this rank's partition of a unit's gradient.
     pub fn partition_bytes(&self, unit: usize) -> u64 {
-        4 * self.layout.partition_len(unit) as u64
+        (self.gradient_width(unit) * self.layout.partition_len(unit)) as u64
     }
 
     /// Bytes an operation holds beside its input of `input` bytes, from its call until its result is taken.
@@ -161,15 +174,39 @@ impl Sizes<'_> {
         bytes + bytes.min(BOUNCE as u64).next_multiple_of(ALIGN)
     }
 
-    /// Elements of the largest tile.
-    pub fn largest_tile(&self) -> usize {
-        let units = 0..self.layout.units().len();
-        let parts = units.flat_map(|unit| self.segments(unit));
+    /// Pieces in which a unit is updated: tiles, or the whole unit where its optimizer wants that.
+    pub(crate) fn pieces(&self, unit: usize) -> Vec<(Range<usize>, Place)> {
+        let cut = |(range, place): (Range<usize>, Place)| match self.config.optim.elementwise() {
+            true => tiles(&range).map(|tile| (tile, place)).collect::<Vec<_>>(),
+            false => vec![(range, place)],
+        };
+        self.segments(unit).into_iter().flat_map(cut).collect()
+    }
+
+    /// Elements of the largest piece whose gradient is kept in 16 bits and widened for the update.
+    pub(crate) fn widened(&self) -> usize {
+        let narrow = (0..self.layout.units().len()).filter(|unit| self.gradient_width(*unit) < 4);
+        narrow.flat_map(|unit| self.pieces(unit)).map(|(range, _)| range.len()).max().unwrap_or(0)
+    }
+
+    /// Bytes of the buffers that a tile of state on a disk passes through: its state, its gradient and its copy, as far
+    /// as these are on the disk too. All zero if no state is there.
+    pub(crate) fn ring_parts(&self) -> [usize; 3] {
+        let (mut parts, offload) = ([0; 3], &self.config.offload);
+        let replicated = self.config.zero == 0 && self.layout.world() > 1;
+        for unit in 0..self.layout.units().len() {
+            for (range, _) in self.pieces(unit).iter().filter(|(_, place)| *place == Place::Nvme) {
+                let gradient = match offload.grads == Place::Nvme && !replicated {
+                    true => range.len() * self.gradient_width(unit),
+                    false => 0,
+                };
+                let copy = if offload.params == Place::Nvme { range.len() } else { 0 };
+                let copy = (copy * self.config.compute.bytes()).next_multiple_of(ALIGN as usize);
+                let tile = [self.tile_bytes(range.len()) as usize, gradient, copy];
+                parts = std::array::from_fn(|at| parts[at].max(tile[at]));
+            }
+        }
         parts
-            .filter(|(_, place)| *place == Place::Nvme)
-            .map(|(range, _)| range.len().min(TILE))
-            .max()
-            .unwrap_or(0)
     }
 }
 

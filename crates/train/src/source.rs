@@ -2,7 +2,9 @@
 
 use crate::Error as TrainError;
 use crate::activations::Working;
+use crate::config::Compute;
 use crate::copies::View;
+use crate::flat::Flat;
 use crate::params::ParamStore;
 use crate::random::{key, word};
 use burn::tensor::{Gradients, Tensor};
@@ -111,38 +113,42 @@ impl WeightSource for TrainSource<'_> {
     }
 }
 
+/// The gradient of a trained parameter from one micro-batch, in the precision it was computed in.
+pub struct Gradient(pub(crate) Flat);
+
+impl Gradient {
+    /// Its values in f32, exactly.
+    pub fn into_f32(self) -> Vec<f32> {
+        self.0.into_f32()
+    }
+}
+
 impl Leaves {
-    /// Takes each trained parameter's gradient as f32, in the order the parameters were asked for.
+    /// Takes each trained parameter's gradient, in the order the parameters were asked for.
     pub(crate) fn take(
         self,
         gradients: &mut Gradients,
         working: &mut Working,
-        sink: &mut dyn FnMut(usize, Vec<f32>) -> Result<(), TrainError>,
+        sink: &mut dyn FnMut(usize, Gradient) -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
         for leaf in self.0 {
-            let (index, width, gradient) = match leaf {
-                Leaf::Vector(index, tensor) => {
-                    (index, tensor.dtype().size(), values(tensor.grad_remove(gradients), tensor))
-                }
-                Leaf::Matrix(index, tensor) => {
-                    (index, tensor.dtype().size(), values(tensor.grad_remove(gradients), tensor))
-                }
+            let (index, gradient) = match leaf {
+                Leaf::Vector(index, tensor) => (index, values(tensor.grad_remove(gradients), tensor)),
+                Leaf::Matrix(index, tensor) => (index, values(tensor.grad_remove(gradients), tensor)),
             };
             // From here on it is the sink's.
-            working.give(width * gradient.len());
-            sink(index, gradient)?;
+            working.give(gradient.as_bytes().len());
+            sink(index, Gradient(gradient))?;
         }
         Ok(())
     }
 }
 
 /// A gradient's values; zeros for a parameter the loss does not depend on.
-fn values<const D: usize>(gradient: Option<Tensor<D>>, of: Tensor<D>) -> Vec<f32> {
+fn values<const D: usize>(gradient: Option<Tensor<D>>, of: Tensor<D>) -> Flat {
     match gradient {
-        Some(gradient) => {
-            gradient.into_data().try_into_vec_as::<f32>().expect("a float tensor's data is readable")
-        }
-        None => vec![0.0; of.dims().iter().product()],
+        Some(gradient) => Flat::from_data(gradient.into_data()),
+        None => Flat::zeros(Compute::of(of.dtype()), of.dims().iter().product()),
     }
 }
 

@@ -3,9 +3,9 @@
 use crate::Error;
 use crate::config::Place;
 use crate::copies::Copies;
-use crate::flat::Flat;
+use crate::flat::{Flat, part_of};
 use crate::layout::Layout;
-use crate::optim::{OptimConfig, Span, StateDtype, Step, Values};
+use crate::optim::{CopyOut, OptimConfig, Span, StateDtype, Step, Values};
 use crate::sizes::{ALIGN, Sizes, tiles};
 use half::bf16;
 use hearth_memory::nvme::NvmeFile;
@@ -158,7 +158,7 @@ impl OptimizerState {
         range: &Range<usize>,
         gradient: &[f32],
         step: &Step,
-        (copy, part): (&mut Flat, Range<usize>),
+        copy: CopyOut<'_>,
     ) {
         let mut segments = self.segments.iter_mut();
         let segment = segments.find(|s| s.unit == unit && contains(&s.range, range));
@@ -167,17 +167,14 @@ impl OptimizerState {
         let exclusive = "nothing reads the state while it is updated";
         let at = range.start - segment.range.start..range.end - segment.range.start;
         let (master, mut copy) = match (master, copy) {
-            (Some(master), copy) => {
-                (&mut Arc::get_mut(master).expect(exclusive)[at.clone()], Some((copy, part)))
-            }
-            (None, Flat::F32(copy)) => (&mut copy[part], None),
+            (Some(master), copy) => (&mut Arc::get_mut(master).expect(exclusive)[at.clone()], Some(copy)),
+            (None, CopyOut::F32(copy)) => (copy, None),
             (None, _) => panic!("only an f32 copy is the master"),
         };
         let mut states: Vec<&mut StateValues> =
             states.iter_mut().map(|s| Arc::get_mut(s).expect(exclusive)).collect();
         if !self.whole {
             let states = states.iter_mut().map(|s| s.part_mut(at.clone())).collect();
-            let copy = copy.map(|(copy, part)| copy.part_mut(part));
             return step.apply(Span { master, states, gradient, copy });
         }
         let mut state_at = 0;
@@ -185,9 +182,7 @@ impl OptimizerState {
             let state = state_at..state_at + self.optim.state_len(&param.shape);
             state_at = state.end;
             let states = states.iter_mut().map(|s| s.part_mut(state.clone())).collect();
-            let copy = copy.as_mut().map(|(copy, part)| {
-                copy.part_mut(part.start + param.range.start..part.start + param.range.end)
-            });
+            let copy = copy.as_mut().map(|copy| part_of(copy, param.range.clone()));
             let (master, gradient) = (&mut master[param.range.clone()], &gradient[param.range.clone()]);
             step.apply_whole(&param.shape, Span { master, states, gradient, copy });
         }
@@ -200,7 +195,7 @@ impl OptimizerState {
         bytes: &mut [u8],
         gradient: &[f32],
         step: &Step,
-        (copy, part): (&mut Flat, Range<usize>),
+        copy: CopyOut<'_>,
     ) {
         let len = tile.range.len();
         let (master, mut rest) = bytes.split_at_mut(aligned(4 * len));
@@ -215,7 +210,7 @@ impl OptimizerState {
             });
         }
         let master = bytemuck::cast_slice_mut(&mut master[..4 * len]);
-        step.apply(Span { master, states, gradient, copy: Some(copy.part_mut(part)) });
+        step.apply(Span { master, states, gradient, copy: Some(copy) });
     }
 
     /// What a background save reads: shares everything, copies nothing.

@@ -7,7 +7,7 @@ use crate::config::{LossScale, Place, TrainConfig};
 use crate::flops::ModelFlops;
 use crate::gradients::clip_coefficient;
 use crate::loss_scale::LossScaler;
-use crate::metrics::{MemoryReport, Rewards, StepReport, peak_rss_bytes};
+use crate::metrics::{DiskReport, MemoryReport, Rewards, StepReport, peak_rss_bytes};
 use crate::micro_batch::MicroBatch;
 use crate::objective::Sums;
 use crate::params::{ParamStore, layout};
@@ -16,7 +16,7 @@ use crate::reduce::{Assignment, Reduced, Reducer, Spill};
 use crate::reference::References;
 use crate::run_dir::RunDir;
 use crate::saving::Saving;
-use crate::sizes::{RING, Sizes};
+use crate::sizes::Sizes;
 use crate::state::{OptimizerState, Which};
 use crate::update::Updater;
 use crate::{Companion, Error};
@@ -24,7 +24,9 @@ use burn::tensor::Device;
 use hearth_collective::Ordered;
 use hearth_data::loader::micro_batches;
 use hearth_data::{Loader, Sequence};
-use hearth_memory::buffer::AlignedBuffer;
+use hearth_memory::heap::Hoard;
+use hearth_memory::nvme::NvmeFile;
+use hearth_memory::stream::Throughput;
 use hearth_memory::{Charge, Kind, Ledger, Tier};
 use hearth_model::Architecture;
 use hearth_model::rope::Rope;
@@ -76,9 +78,10 @@ pub struct Trainer {
     pub(crate) files: Arc<dyn crate::Files>,
     assignment: Assignment,
     spill: Option<Spill>,
-    ring: Vec<AlignedBuffer>,
     /// What the kernels keep.
     _scratch: Charge,
+    /// Every step asks for the same blocks of memory.
+    _hoard: Hoard,
     meter: Meter,
     references: References,
     pub(crate) arch: Box<dyn Architecture>,
@@ -128,7 +131,6 @@ impl Trainer {
             Place::Nvme => Some(Spill::new(&sizes, assignment, &ledger)?),
             _ => None,
         };
-        let ring = ring(&sizes, &state, &ledger)?;
         let _scratch = ledger.charge(Tier::Device, Kind::Staging, activations.scratch)?;
         // With an adapter the first weights are always there to ask.
         let remember = objective.objective().compares() && config.adapter.is_none();
@@ -164,8 +166,8 @@ impl Trainer {
             ledger,
             assignment,
             spill,
-            ring,
             _scratch,
+            _hoard: Hoard::begin(),
             references: References::default(),
         };
         if remember {
@@ -206,11 +208,13 @@ impl Trainer {
         stop: &AtomicBool,
     ) -> Result<(StepReport, bool), Error> {
         let start = Instant::now();
+        let moved = self.disk_moved();
         let step = self.progress.step + 1;
         let batches = self.batches(step, sequences)?;
         let trained_tokens: u64 = batches.iter().map(MicroBatch::trained).sum();
         let count = self.count(&batches);
         let Accumulated { reduced, sums, stop } = self.accumulate(step, &batches, stop)?;
+        let passes_s = start.elapsed().as_secs_f64();
         let squares = self.sum_squares(&reduced)?;
         let loss = sums.loss / count as f64;
         // What the gradients are multiples of.
@@ -222,10 +226,13 @@ impl Trainer {
         // A save under way reads the state: it ends before anything changes.
         self.finish_save()?;
         let loss_scale = self.config.loss_scale.map(|_| self.loss_scale() as f64);
+        let begun = Instant::now();
+        let mut update = Throughput::default();
         if !skipped {
             let clip = clip_coefficient(grad_norm, self.config.clip_norm);
-            self.update(lr, (clip as f64 / scale) as f32, reduced)?;
+            update = self.update(lr, (clip as f64 / scale) as f32, reduced)?;
         }
+        let update_s = begun.elapsed().as_secs_f64();
         self.learn_scale(skipped);
         let tokens = batches.iter().map(|b| b.ids.len() as u64).sum();
         self.progress.step = step;
@@ -250,12 +257,41 @@ impl Trainer {
             mfu: self.mfu(&batches, step_s),
             peak_rss_bytes: peak_rss_bytes(),
             memory: self.memory(),
+            disk: self.disk_report(moved).map(|disk| DiskReport {
+                passes_s,
+                update_s,
+                wait_update_s: update.io_wait_s,
+                ..disk
+            }),
             rewards: self.rewards(&sums, count),
             eval_loss: None,
             eval_reward_margin: None,
             eval_reward_accuracy: None,
         };
         Ok((report, stop))
+    }
+
+    /// Bytes this rank read from its files on the nvme tier and wrote to them so far; `None` if it has none.
+    fn disk_moved(&self) -> Option<[u64; 2]> {
+        let files = [
+            self.store.copies().file().map(|file| &**file),
+            self.spill.as_ref().map(|spill| &*spill.file),
+            self.state.on_disk().map(|(file, _)| &**file),
+        ];
+        let moved = files.into_iter().flatten().map(NvmeFile::moved);
+        moved.reduce(|[read, written], more| [read + more[0], written + more[1]])
+    }
+
+    /// What was moved since, and what the passes waited for.
+    fn disk_report(&self, before: Option<[u64; 2]>) -> Option<DiskReport> {
+        let ([read, written], now) = (before?, self.disk_moved()?);
+        Some(DiskReport {
+            disk_read_bytes: now[0] - read,
+            disk_written_bytes: now[1] - written,
+            wait_params_s: self.store.copies().waited().take_s(),
+            wait_grads_s: self.spill.as_ref().map_or(0.0, |spill| spill.waited.take_s()),
+            ..DiskReport::default()
+        })
     }
 
     fn batches(&self, step: u64, sequences: Vec<Sequence>) -> Result<Vec<MicroBatch>, Error> {
@@ -384,7 +420,7 @@ impl Trainer {
         Ok(sum)
     }
 
-    fn update(&mut self, lr: f64, gradient_scale: f32, reduced: Reduced) -> Result<(), Error> {
+    fn update(&mut self, lr: f64, gradient_scale: f32, reduced: Reduced) -> Result<Throughput, Error> {
         self.progress.updates += 1;
         let step = self.config.optim.step(self.progress.updates, lr, gradient_scale);
         let layout = self.store.layout().clone();
@@ -395,8 +431,7 @@ impl Trainer {
             ledger: &self.ledger,
             spill: self.spill.as_ref(),
         };
-        updater.run(&mut self.state, self.store.copies_mut(), reduced, &step, &mut self.ring)?;
-        Ok(())
+        updater.run(&mut self.state, self.store.copies_mut(), reduced, &step)
     }
 
     /// Mean loss over `sequences`, without dropout.
@@ -508,12 +543,4 @@ impl Trainer {
             frozen_sample_sha256: self.store.frozen_sample_sha256(),
         }
     }
-}
-
-/// What the optimizer's state on a disk passes through, if any is there.
-fn ring(sizes: &Sizes<'_>, state: &OptimizerState, ledger: &Ledger) -> Result<Vec<AlignedBuffer>, Error> {
-    let tile = sizes.tile_bytes(sizes.largest_tile()) as usize;
-    let slots = if state.on_disk().is_some() { RING } else { 0 };
-    let buffer = |_| AlignedBuffer::charged(ledger, Tier::Host, Kind::Staging, tile);
-    Ok((0..slots).map(buffer).collect::<Result<_, _>>()?)
 }

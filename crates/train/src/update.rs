@@ -2,22 +2,24 @@
 //! reads ahead and writes behind; then the copies that the ranks owe each other.
 
 use crate::Error;
-use crate::config::TrainConfig;
+use crate::config::{Compute, TrainConfig};
 use crate::copies::Copies;
-use crate::flat::Flat;
+use crate::disk::Waited;
+use crate::flat::{copy_out, floats};
 use crate::layout::Layout;
-use crate::optim::Step;
+use crate::optim::{CopyOut, Step};
 use crate::reduce::{Reduced, Spill, Stored};
-use crate::sizes::{ALIGN, Sizes};
+use crate::sizes::{ALIGN, RING, Sizes};
 use crate::state::OptimizerState;
 use hearth_collective::{Operation, Ordered};
 use hearth_memory::buffer::AlignedBuffer;
-use hearth_memory::stream::{Ahead, Lease, Prefetcher, Throughput, update_tiles};
+use hearth_memory::nvme::NvmeFile;
+use hearth_memory::stream::{Access, Ahead, Lease, Part, Prefetcher, Throughput, WriteBehind, update_parts};
 use hearth_memory::{Charge, Kind, Ledger, Tier};
 use std::ops::Range;
 
-/// Gradients are read this far ahead of the update.
-const GRADIENTS_AHEAD: usize = 2;
+/// Bytes of gradients that are read ahead of the update, and of copies that are written behind it.
+const UNDER_WAY: usize = 16 << 20;
 
 /// What an update works with.
 pub(crate) struct Updater<'a> {
@@ -31,10 +33,20 @@ pub(crate) struct Updater<'a> {
 /// A part of a unit.
 type Piece = (usize, Range<usize>);
 
-/// Bytes of the buffers in which gradients come back from a disk.
+/// How far gradients on a disk are read ahead, in pieces of which the largest has so many bytes.
+fn ahead(largest_piece: usize) -> Ahead {
+    Ahead { look_ahead: (UNDER_WAY / largest_piece.max(1)).clamp(2, 8), leases: 1 }
+}
+
+/// Bytes of the buffers in which gradients come back from a disk, in pieces of which the largest has so many.
 pub(crate) fn gradient_ring_bytes(largest_piece: usize) -> u64 {
-    let buffers = Ahead { look_ahead: GRADIENTS_AHEAD, leases: 1 }.buffers() as u64;
-    buffers * (4 * largest_piece as u64).next_multiple_of(ALIGN)
+    ahead(largest_piece).buffers() as u64 * (largest_piece as u64).next_multiple_of(ALIGN)
+}
+
+/// Buffers in which copies go to a disk, and the bytes of each.
+pub(crate) fn copy_buffers(largest_piece: usize, compute: Compute) -> (usize, usize) {
+    let bytes = (largest_piece * compute.bytes()).next_multiple_of(ALIGN as usize);
+    ((UNDER_WAY / bytes.max(1)).clamp(1, 8), bytes)
 }
 
 impl<'a> Updater<'a> {
@@ -42,61 +54,119 @@ impl<'a> Updater<'a> {
         Sizes { layout: self.layout, config: self.config }
     }
 
-    /// Applies `step` to all that this rank owns and refreshes every copy, the other ranks' parts included. `ring` has
-    /// the buffers for state on a disk.
+    /// Applies `step` to all that this rank owns and refreshes every copy, the other ranks' parts included.
     pub(crate) fn run(
         &self,
         state: &mut OptimizerState,
         copies: &mut Copies,
         reduced: Reduced,
         step: &Step,
-        ring: &mut [AlignedBuffer],
     ) -> Result<Throughput, Error> {
-        let in_memory = state.in_memory();
-        let on_disk = state.on_disk().map_or(Vec::new(), |(_, tiles)| tiles.to_vec());
-        let tiles = on_disk.iter().map(|tile| (tile.unit, tile.range.clone()));
-        let mut gradients = self.gradients(reduced, in_memory.iter().cloned().chain(tiles))?;
-        for (unit, range) in in_memory {
-            let gradient = gradients.piece(unit, &range)?;
-            self.with_copy(copies, unit, &range, |copy| {
-                state.update(self.layout, unit, &range, gradient.values(), step, copy);
-            })?;
-        }
-        let mut moved = Throughput::default();
-        if let Some((file, _)) = state.on_disk() {
-            let ranges: Vec<Range<u64>> = on_disk.iter().map(|t| t.offset..t.offset + t.bytes).collect();
-            moved = update_tiles(file, &ranges, ring, &mut |at, bytes| {
-                let tile = &on_disk[at];
-                let gradient = gradients.piece(tile.unit, &tile.range)?;
-                self.with_copy(copies, tile.unit, &tile.range, |copy| {
-                    state.update_tile(tile, bytes, gradient.values(), step, copy);
-                })
-            })?;
-        }
+        let mut gradients = Gradients::new(self, reduced)?;
+        let mut moved = self.in_memory(state, copies, &mut gradients, step)?;
+        moved.add(&self.on_disk(state, copies, &mut gradients, step)?);
         drop(gradients);
         self.exchange(copies)?;
         Ok(moved)
     }
 
-    /// Lets `update` write the copy of a part of a unit: in place, or by way of a small buffer to the disk.
-    fn with_copy(
+    /// Updates the state that is in memory. Its gradients may come from a disk, and its copies go there.
+    fn in_memory(
         &self,
+        state: &mut OptimizerState,
         copies: &mut Copies,
-        unit: usize,
-        range: &Range<usize>,
-        update: impl FnOnce((&mut Flat, Range<usize>)),
-    ) -> Result<(), Error> {
-        let start = self.sizes().copy_start(unit);
-        let part = range.start - start..range.end - start;
-        if let Some(copy) = copies.memory_mut(unit) {
-            update((copy, part));
-            return Ok(());
+        gradients: &mut Gradients<'_>,
+        step: &Step,
+    ) -> Result<Throughput, Error> {
+        let script = state.in_memory();
+        let mut fresh = self.fresh(copies, &script)?;
+        gradients.read_ahead(&script)?;
+        for (unit, range) in script {
+            let gradient = gradients.piece(unit, &range)?;
+            fresh.with(copies, unit, &range, |copy| {
+                state.update(self.layout, unit, &range, gradient, step, copy);
+            })?;
         }
-        let bytes = (range.len() * self.config.compute.bytes()) as u64;
-        let _charge = self.ledger.charge(Tier::Host, Kind::Staging, self.sizes().writing_bytes(bytes))?;
-        let mut fresh = Flat::zeros(self.config.compute, range.len());
-        update((&mut fresh, 0..range.len()));
-        copies.write(unit, part.start, &fresh)
+        gradients.prefetch = None;
+        let io_wait_s = gradients.waited.take_s() + fresh.finish()?;
+        Ok(Throughput { io_wait_s, ..Throughput::default() })
+    }
+
+    /// Updates the state that is on a disk, tile by tile. Gradients and copies that are there travel with it.
+    fn on_disk(
+        &self,
+        state: &OptimizerState,
+        copies: &mut Copies,
+        gradients: &mut Gradients<'_>,
+        step: &Step,
+    ) -> Result<Throughput, Error> {
+        let Some((file, tiles)) = state.on_disk() else { return Ok(Throughput::default()) };
+        let (sizes, compute) = (self.sizes(), self.config.compute);
+        let copied = copies.file().cloned();
+        let parts: Vec<[Part<'_>; 3]> = tiles
+            .iter()
+            .map(|tile| {
+                let none = || Part { file, range: 0..0, access: Access::Read };
+                let state = tile.offset..tile.offset + tile.bytes;
+                let gradient = gradients.on_disk(tile.unit, &tile.range);
+                let copy = copied.as_deref().map(|file| {
+                    let start = copies.offset(tile.unit, tile.range.start - sizes.copy_start(tile.unit));
+                    // The room of the last piece ends with its page.
+                    let bytes = (tile.range.len() * compute.bytes()) as u64;
+                    Part { file, range: start..start + bytes.next_multiple_of(ALIGN), access: Access::Write }
+                });
+                let gradient = gradient.map(|(file, range)| Part { file, range, access: Access::Read });
+                [
+                    Part { file, range: state, access: Access::Change },
+                    gradient.unwrap_or_else(none),
+                    copy.unwrap_or_else(none),
+                ]
+            })
+            .collect();
+        let mut ring = self.ring()?;
+        let moved = update_parts(&parts, &mut ring, &mut |at, buffers| {
+            let tile = &tiles[at];
+            let [bytes, gradient, copy] = buffers else { panic!("a buffer for each part") };
+            let gradient = match gradient.is_empty() {
+                true => gradients.piece(tile.unit, &tile.range)?,
+                false => floats(sizes.gradient_precision(tile.unit), gradient, &mut gradients.scratch),
+            };
+            let copy = match copies.memory_mut(tile.unit) {
+                Some(values) => {
+                    let start = sizes.copy_start(tile.unit);
+                    values.part_mut(tile.range.start - start..tile.range.end - start)
+                }
+                None => {
+                    let (values, rest) = copy.split_at_mut(tile.range.len() * compute.bytes());
+                    rest.fill(0);
+                    copy_out(compute, values)
+                }
+            };
+            state.update_tile(tile, bytes, gradient, step, copy);
+            Ok::<_, Error>(())
+        })?;
+        Ok(moved)
+    }
+
+    /// What state on a disk, and what travels with it, passes through.
+    fn ring(&self) -> Result<Vec<AlignedBuffer>, Error> {
+        let parts = self.sizes().ring_parts();
+        let buffer = |at: usize| {
+            AlignedBuffer::charged(self.ledger, Tier::Host, Kind::Staging, parts[at % parts.len()])
+        };
+        Ok((0..RING * parts.len()).map(buffer).collect::<Result<_, _>>()?)
+    }
+
+    fn fresh(&self, copies: &Copies, script: &[Piece]) -> Result<Fresh<'a>, Error> {
+        let longest = script.iter().map(|(_, range)| range.len()).max().unwrap_or(0);
+        let (buffers, bytes) = copy_buffers(longest, self.config.compute);
+        let behind = match copies.file() {
+            Some(file) if longest > 0 => {
+                Some(WriteBehind::new(file.clone(), buffers, bytes, self.ledger, Tier::Host)?)
+            }
+            _ => None,
+        };
+        Ok(Fresh { sizes: self.sizes(), behind })
     }
 
     /// Stages 1 and 2: every rank gets the partitions that the others updated.
@@ -118,35 +188,6 @@ impl<'a> Updater<'a> {
         Ok(())
     }
 
-    fn gradients(
-        &self,
-        reduced: Reduced,
-        script: impl Iterator<Item = Piece>,
-    ) -> Result<Gradients<'_>, Error> {
-        let replicated = self.config.zero == 0 && self.comm.world_size() > 1;
-        let mut ranges = Vec::new();
-        if !replicated {
-            for (unit, range) in script {
-                if let Stored::Disk(slot) = &reduced.units[unit] {
-                    let offset = self.spill.expect("a slot lies in a spill file").offset(unit, slot.number);
-                    let at = offset + 4 * (range.start - self.partition_start(unit)) as u64;
-                    ranges.push(at..at + 4 * range.len() as u64);
-                }
-            }
-        }
-        let prefetch = match (ranges.is_empty(), self.spill) {
-            (false, Some(spill)) => Some(Prefetcher::new(
-                spill.file.clone(),
-                ranges,
-                Ahead { look_ahead: GRADIENTS_AHEAD, leases: 1 },
-                self.ledger,
-                Tier::Host,
-            )?),
-            _ => None,
-        };
-        Ok(Gradients { updater: self, stored: reduced.units, prefetch, replicated, whole: None })
-    }
-
     fn partition_start(&self, unit: usize) -> usize {
         self.layout.rank() * self.layout.partition_len(unit)
     }
@@ -160,36 +201,111 @@ struct Gradients<'a> {
     /// Stage 0 on several ranks: each updates everything, so each needs every partition.
     replicated: bool,
     whole: Option<(usize, Vec<f32>, Charge)>,
+    /// Where a piece that is kept in 16 bits is widened.
+    scratch: Vec<f32>,
+    _widening: Charge,
+    /// The last piece that came from the disk.
+    lease: Option<Lease>,
+    waited: Waited,
 }
 
-/// One piece's gradient.
-enum Gradient<'a> {
-    Slice(&'a [f32]),
-    Lease(Lease),
+/// The copies of what is updated: in place, or on their way to the disk.
+struct Fresh<'a> {
+    sizes: Sizes<'a>,
+    behind: Option<WriteBehind>,
 }
 
-impl Gradient<'_> {
-    fn values(&self) -> &[f32] {
-        match self {
-            Gradient::Slice(values) => values,
-            Gradient::Lease(lease) => lease.buffer().as_slice(),
+impl Fresh<'_> {
+    /// Lets `update` write the copy of a part of a unit.
+    fn with(
+        &mut self,
+        copies: &mut Copies,
+        unit: usize,
+        range: &Range<usize>,
+        update: impl FnOnce(CopyOut<'_>),
+    ) -> Result<(), Error> {
+        let start = self.sizes.copy_start(unit);
+        if let Some(copy) = copies.memory_mut(unit) {
+            update(copy.part_mut(range.start - start..range.end - start));
+            return Ok(());
         }
+        let behind = self.behind.as_mut().expect("copies that are not in memory are on a disk");
+        let compute = self.sizes.config.compute;
+        let bytes = range.len() * compute.bytes();
+        // The room of the last piece ends with its page.
+        let mut buffer = behind.buffer(bytes.next_multiple_of(ALIGN as usize))?;
+        update(copy_out(compute, &mut buffer[..bytes]));
+        buffer[bytes..].fill(0);
+        Ok(behind.write(copies.offset(unit, range.start - start), buffer)?)
+    }
+
+    /// Waits for the last copies; seconds that were waited in all.
+    fn finish(&mut self) -> Result<f64, Error> {
+        let Some(behind) = &mut self.behind else { return Ok(0.0) };
+        behind.finish()?;
+        Ok(behind.waited_s())
     }
 }
 
-impl Gradients<'_> {
-    fn piece(&mut self, unit: usize, range: &Range<usize>) -> Result<Gradient<'_>, Error> {
+impl<'a> Gradients<'a> {
+    fn new(updater: &'a Updater<'a>, reduced: Reduced) -> Result<Self, Error> {
+        let sizes = updater.sizes();
+        let wide = 4 * sizes.widened();
+        let _widening = updater.ledger.charge(Tier::Host, Kind::Staging, wide as u64)?;
+        Ok(Self {
+            updater,
+            stored: reduced.units,
+            prefetch: None,
+            replicated: updater.config.zero == 0 && updater.comm.world_size() > 1,
+            whole: None,
+            scratch: vec![0.0; wide / 4],
+            _widening,
+            lease: None,
+            waited: Waited::default(),
+        })
+    }
+
+    /// Where a piece lies on the disk, if that is where it is updated from.
+    fn on_disk(&self, unit: usize, range: &Range<usize>) -> Option<(&'a NvmeFile, Range<u64>)> {
+        let Stored::Disk(slot) = &self.stored[unit] else { return None };
+        let spill = self.updater.spill.filter(|_| !self.replicated)?;
+        let width = self.updater.sizes().gradient_width(unit);
+        let start = range.start - self.updater.partition_start(unit);
+        let at = spill.offset(unit, slot.number) + (width * start) as u64;
+        Some((&spill.file, at..at + (width * range.len()) as u64))
+    }
+
+    /// Begins to read the pieces of a script that are on a disk.
+    fn read_ahead(&mut self, script: &[Piece]) -> Result<(), Error> {
+        let ranges = script.iter().filter_map(|(unit, range)| Some(self.on_disk(*unit, range)?.1));
+        let ranges: Vec<Range<u64>> = ranges.collect();
+        let longest = ranges.iter().map(|range| range.end - range.start).max().unwrap_or(0);
+        if let (1.., Some(spill)) = (longest, self.updater.spill) {
+            let (file, ledger) = (spill.file.clone(), self.updater.ledger);
+            self.prefetch = Some(Prefetcher::new(file, ranges, ahead(longest as usize), ledger, Tier::Host)?);
+        }
+        Ok(())
+    }
+
+    /// The next piece's gradient.
+    fn piece(&mut self, unit: usize, range: &Range<usize>) -> Result<&[f32], Error> {
         if self.replicated {
             self.gather(unit)?;
             let (_, whole, _) = self.whole.as_ref().expect("just gathered");
-            return Ok(Gradient::Slice(&whole[range.clone()]));
+            return Ok(&whole[range.clone()]);
         }
         let start = self.updater.partition_start(unit);
+        let precision = self.updater.sizes().gradient_precision(unit);
         match &self.stored[unit] {
-            Stored::Memory(values, _) => Ok(Gradient::Slice(&values[range.start - start..range.end - start])),
+            Stored::Memory(values, _) => {
+                Ok(values.floats(range.start - start..range.end - start, &mut self.scratch))
+            }
             Stored::Disk(_) => {
                 let prefetch = self.prefetch.as_mut().expect("gradients on a disk are read ahead");
-                Ok(Gradient::Lease(prefetch.next()?.expect("the script has every piece")))
+                self.lease = None;
+                self.lease = self.waited.time(|| prefetch.next())?;
+                let lease = self.lease.as_ref().expect("the script has every piece");
+                Ok(floats(precision, lease.buffer(), &mut self.scratch))
             }
         }
     }
@@ -205,7 +321,7 @@ impl Gradients<'_> {
         let held = Operation::AllGather.held_bytes(updater.comm.world_size(), 4 * len) as u64;
         let charge = updater.ledger.charge(Tier::Device, Kind::Gradients, held)?;
         let own = match &self.stored[unit] {
-            Stored::Memory(values, _) => values.clone(),
+            Stored::Memory(values, _) => values.clone().into_f32(),
             Stored::Disk(slot) => {
                 let spill = updater.spill.expect("a slot lies in a spill file");
                 let mut values = vec![0.0; len];

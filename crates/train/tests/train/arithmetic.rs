@@ -85,7 +85,7 @@ pub fn gradients(
     let sums = run
         .gradients(batch, &mut |index, gradient| {
             let name = store.trained()[index].name.clone();
-            assert!(found.insert(name, gradient).is_none(), "each gradient comes once");
+            assert!(found.insert(name, gradient.into_f32()).is_none(), "each gradient comes once");
             Ok(())
         })
         .expect("gradients");
