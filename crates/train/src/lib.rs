@@ -5,6 +5,8 @@
 //! - [`Trainer`]: the step, the run around it, saving and resuming.
 //! - [`objective`]: what the loss is made of; `reference`: what the first weights said of the data.
 //! - [`block_loop`]: forward and backward, one transformer block's gradients at a time, over [`micro_batch`]es.
+//! - `reduce`: gradients summed over micro-batches and ranks; `update`: the optimizer's pass over all state, `beside`: the same
+//!   unit by unit while the backward pass goes on.
 //! - [`params`]: f32 masters as flat slices, frozen weights beside them; `source`, `lora`: how blocks get them.
 //! - [`optim`], [`sched`], [`gradients`]: arithmetic over flat f32 slices, nothing of tensors.
 //! - [`checkpoint`]: complete or invisible; [`metrics`], [`tensorboard`]: what a run leaves to look at; [`observer`]: who watches.
@@ -37,6 +39,7 @@ pub mod sched;
 pub mod sizes;
 pub mod tensorboard;
 
+mod beside;
 mod copies;
 mod disk;
 mod error;

@@ -144,10 +144,12 @@ pub fn plan(subject: &Subject<'_>, ledger: &Ledger) -> Result<Traffic, Error> {
     };
     ledger.mark("load");
     let _resident = run.load()?;
+    let beside = run.beside()?;
     for turn in 0..assignment.each() {
         run.micro_batch(turn)?;
     }
     run.writing = None;
+    drop(beside);
     ledger.mark("update");
     let _saving = match config.checkpoint {
         Some(_) => Some(run.charge(Tier::Host, Kind::Staging, CHUNK_BYTES)?),
@@ -223,7 +225,7 @@ impl<'a> Run<'a> {
         if on_disk > 0 {
             resident.push(self.charge(Tier::Nvme, Kind::Optimizer, on_disk)?);
         }
-        if config.offload.grads == Place::Nvme {
+        if sizes.spills() {
             let slot = |unit| sizes.partition_bytes(unit).next_multiple_of(ALIGN);
             let slots = self.assignment.most_held() as u64;
             resident.push(self.charge(
@@ -475,6 +477,11 @@ impl<'a> Run<'a> {
         all.push(node, Stored::Memory(sum), add)?;
         all.update_last(&mut |stored| {
             let Stored::Memory(charge) = stored else { return Ok::<_, Error>(stored) };
+            if sizes.beside() {
+                drop((charge, writing.take()));
+                *writing = Some(ledger.charge(Tier::Host, Kind::Staging, bytes)?);
+                return Ok(Stored::Disk);
+            }
             match place {
                 Place::Device => Ok(Stored::Memory(charge)),
                 Place::Cpu => {
@@ -556,8 +563,35 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// What the update beside the backward pass works in, as [`crate::beside`], and what it moves.
+    fn beside(&mut self) -> Result<Option<[Charge; 2]>, Error> {
+        let sizes = self.sizes;
+        if !sizes.beside() {
+            return Ok(None);
+        }
+        for unit in self.units() {
+            for (range, _) in sizes.pieces(unit) {
+                let state = sizes.tile_bytes(range.len());
+                self.traffic.disk_read += state;
+                self.traffic.disk_written +=
+                    state + (range.len() * self.subject.config.compute.bytes()) as u64;
+            }
+        }
+        let wide = 4 * sizes.widened() as u64;
+        Ok(Some([self.ring()?, self.charge(Tier::Host, Kind::Staging, wide)?]))
+    }
+
+    /// What state on a disk, and what travels with it, passes through.
+    fn ring(&self) -> Result<Charge, Error> {
+        let parts = self.sizes.ring_parts().map(|bytes| AlignedBuffer::capacity_for(bytes) as u64);
+        self.charge(Tier::Host, Kind::Staging, RING as u64 * parts.iter().sum::<u64>())
+    }
+
     /// The update, as [`crate::update::Updater::run`].
     fn update(&mut self) -> Result<(), Error> {
+        if self.sizes.beside() {
+            return Ok(());
+        }
         let (sizes, config, world) = (self.sizes, self.subject.config, self.subject.world);
         let sums: Vec<Stored> =
             self.sums.iter_mut().map(|(_, all)| all.take_root().expect("complete")).collect();
@@ -580,13 +614,7 @@ impl<'a> Run<'a> {
             self.update_pieces(&in_memory, &sums, &mut whole)?;
         }
         {
-            let parts = sizes.ring_parts().map(|bytes| AlignedBuffer::capacity_for(bytes) as u64);
-            let _ring = match on_disk.is_empty() {
-                true => None,
-                false => {
-                    Some(self.charge(Tier::Host, Kind::Staging, RING as u64 * parts.iter().sum::<u64>())?)
-                }
-            };
+            let _ring = if on_disk.is_empty() { None } else { Some(self.ring()?) };
             self.update_pieces(&on_disk, &sums, &mut whole)?;
         }
         drop((whole, sums, _widening));

@@ -8,6 +8,7 @@
 //! every one's gradients are reduced as soon as they exist: only a partition is ever kept.
 
 use crate::Error;
+use crate::beside::Handover;
 use crate::config::{Place, TrainConfig};
 use crate::disk::Waited;
 use crate::flat::Flat;
@@ -113,6 +114,8 @@ impl Assignment {
 pub(crate) enum Stored {
     Memory(Flat, Charge),
     Disk(Slot),
+    /// It was handed over to the update.
+    Given,
 }
 
 /// The sum of two gradients; f32, or there would be only one.
@@ -201,6 +204,7 @@ pub(crate) struct Reducer<'a> {
     comm: &'a Ordered,
     ledger: &'a Ledger,
     spill: Option<&'a Spill>,
+    handover: Option<Handover<'a>>,
     units: Vec<UnitGradients>,
     in_flight: Option<InFlight>,
     writing: Option<Writing>,
@@ -221,6 +225,7 @@ impl<'a> Reducer<'a> {
         comm: &'a Ordered,
         ledger: &'a Ledger,
         spill: Option<&'a Spill>,
+        handover: Option<Handover<'a>>,
     ) -> Self {
         let fresh = |_| UnitGradients {
             open: None,
@@ -231,7 +236,7 @@ impl<'a> Reducer<'a> {
             squares: Vec::new(),
         };
         let units = (0..sizes.layout.units().len()).map(fresh).collect();
-        Self { sizes, assignment, comm, ledger, spill, units, in_flight: None, writing: None }
+        Self { sizes, assignment, comm, ledger, spill, handover, units, in_flight: None, writing: None }
     }
 
     /// Takes the gradient of one parameter from the micro-batch of this rank's `turn`.
@@ -313,7 +318,7 @@ impl<'a> Reducer<'a> {
     fn keep(&mut self, unit: usize, node: Range<usize>, new: Flat, charge: Charge) -> Result<(), Error> {
         let (spill, sizes, ledger) = (self.spill, self.sizes, self.ledger);
         let UnitGradients { all, free_slots, squares, .. } = &mut self.units[unit];
-        let writing = &mut self.writing;
+        let (writing, handover) = (&mut self.writing, &self.handover);
         let place = sizes.config.offload.grads;
         let bytes = sizes.partition_bytes(unit);
         // Whatever is summed now is in memory; what was put by may have to be read.
@@ -330,6 +335,7 @@ impl<'a> Reducer<'a> {
                 free_slots.push(slot.number);
                 Ok::<_, Error>((values, charge))
             }
+            Stored::Given => panic!("a gradient that is handed over is the only one"),
         };
         all.push(node, Stored::Memory(new, charge), &mut |left, right| {
             let ((left, charge), (right, _)) = (read(left)?, read(right)?);
@@ -344,6 +350,9 @@ impl<'a> Reducer<'a> {
         }
         all.update_last(&mut |stored| {
             let Stored::Memory(values, charge) = stored else { return Ok(stored) };
+            if let Some(handover) = handover {
+                return handover.give(unit, values, squares, charge).map(|()| Stored::Given);
+            }
             match place {
                 Place::Device => Ok(Stored::Memory(values, charge)),
                 Place::Cpu => {

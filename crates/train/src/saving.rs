@@ -111,7 +111,7 @@ struct Owned {
 }
 
 impl Trainer {
-    fn sizes(&self) -> Sizes<'_> {
+    pub(crate) fn sizes(&self) -> Sizes<'_> {
         Sizes { layout: self.store.layout(), config: &self.config }
     }
 

@@ -99,6 +99,21 @@ impl Sizes<'_> {
         self.config.zero == 3 && self.layout.world() > 1
     }
 
+    /// Whether each unit is updated as soon as its gradient is there, beside the backward pass: where all state lies on
+    /// the disk, there is one micro-batch, so that nothing is summed, and neither clipping nor a loss scale asks for the
+    /// whole gradient first.
+    pub fn beside(&self) -> bool {
+        let (config, offload) = (self.config, &self.config.offload);
+        let on_disk = offload.params == Place::Nvme && offload.optim == Place::Nvme && offload.ratio == 1.0;
+        let at_once = config.micro_batches() == 1 && config.clip_norm == 0.0 && config.loss_scale.is_none();
+        on_disk && at_once && config.optim.elementwise()
+    }
+
+    /// Whether summed gradients are kept on the disk.
+    pub(crate) fn spills(&self) -> bool {
+        self.config.offload.grads == Place::Nvme && !self.beside()
+    }
+
     /// Whether a copy must be brought before it is used.
     pub fn fetched(&self) -> bool {
         self.partitioned() || self.config.offload.params != Place::Device
@@ -196,7 +211,7 @@ impl Sizes<'_> {
         let replicated = self.config.zero == 0 && self.layout.world() > 1;
         for unit in 0..self.layout.units().len() {
             for (range, _) in self.pieces(unit).iter().filter(|(_, place)| *place == Place::Nvme) {
-                let gradient = match offload.grads == Place::Nvme && !replicated {
+                let gradient = match self.spills() && !replicated {
                     true => range.len() * self.gradient_width(unit),
                     false => 0,
                 };

@@ -1,9 +1,12 @@
 //! The step, on one rank or many.
 
+mod passes;
+
 use crate::activations::{Activations, Meter};
 use crate::block_loop::BlockLoop;
 use crate::checkpoint::{ModelIdentity, Progress};
-use crate::config::{LossScale, Place, TrainConfig};
+use crate::config::{LossScale, TrainConfig};
+use crate::disk::Waited;
 use crate::flops::ModelFlops;
 use crate::gradients::clip_coefficient;
 use crate::loss_scale::LossScaler;
@@ -11,29 +14,26 @@ use crate::metrics::{DiskReport, MemoryReport, Rewards, StepReport, peak_rss_byt
 use crate::micro_batch::MicroBatch;
 use crate::objective::Sums;
 use crate::params::{ParamStore, layout};
-use crate::random::key;
-use crate::reduce::{Assignment, Reduced, Reducer, Spill};
+use crate::reduce::{Assignment, Spill};
 use crate::reference::References;
 use crate::run_dir::RunDir;
 use crate::saving::Saving;
 use crate::sizes::Sizes;
 use crate::state::{OptimizerState, Which};
-use crate::update::Updater;
 use crate::{Companion, Error};
 use burn::tensor::Device;
 use hearth_collective::Ordered;
 use hearth_data::loader::micro_batches;
 use hearth_data::{Loader, Sequence};
 use hearth_memory::heap::Hoard;
-use hearth_memory::nvme::NvmeFile;
-use hearth_memory::stream::Throughput;
 use hearth_memory::{Charge, Kind, Ledger, Tier};
 use hearth_model::Architecture;
 use hearth_model::rope::Rope;
 use hearth_weights::TensorSource;
+use passes::Accumulated;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// What a trainer is made of, beside its configuration.
@@ -82,20 +82,13 @@ pub struct Trainer {
     _scratch: Charge,
     /// Every step asks for the same blocks of memory.
     _hoard: Hoard,
+    /// For the update beside the backward pass.
+    waited: Waited,
     meter: Meter,
     references: References,
     pub(crate) arch: Box<dyn Architecture>,
     rope: Rope,
     flops: ModelFlops,
-}
-
-/// What a step's micro-batches came to.
-struct Accumulated {
-    reduced: Reduced,
-    /// Over all micro-batches.
-    sums: Sums,
-    /// Whether some rank was asked to stop.
-    stop: bool,
 }
 
 impl Trainer {
@@ -127,9 +120,9 @@ impl Trainer {
         let layout = layout(&*arch, &config, comm.world_size(), comm.rank())?;
         let sizes = Sizes { layout: &layout, config: &config };
         let mut state = OptimizerState::new(&sizes, &ledger)?;
-        let spill = match config.offload.grads {
-            Place::Nvme => Some(Spill::new(&sizes, assignment, &ledger)?),
-            _ => None,
+        let spill = match sizes.spills() {
+            true => Some(Spill::new(&sizes, assignment, &ledger)?),
+            false => None,
         };
         let _scratch = ledger.charge(Tier::Device, Kind::Staging, activations.scratch)?;
         // With an adapter the first weights are always there to ask.
@@ -168,6 +161,7 @@ impl Trainer {
             spill,
             _scratch,
             _hoard: Hoard::begin(),
+            waited: Waited::default(),
             references: References::default(),
         };
         if remember {
@@ -186,7 +180,8 @@ impl Trainer {
     /// One step: forward and backward over the global batch, clipping, one optimizer update.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] (the parameters are as before the step), [`Error::Config`] when no token of the batch is
+    /// [`Error::NotFinite`] (the parameters are as before the step; where they are updated beside the backward pass, as
+    /// far as their own gradients were not finite or came after), [`Error::Config`] when no token of the batch is
     /// trained.
     pub fn step(&mut self) -> Result<StepReport, Error> {
         let sequences = self.loader.next_step();
@@ -213,24 +208,31 @@ impl Trainer {
         let batches = self.batches(step, sequences)?;
         let trained_tokens: u64 = batches.iter().map(MicroBatch::trained).sum();
         let count = self.count(&batches);
-        let Accumulated { reduced, sums, stop } = self.accumulate(step, &batches, stop)?;
+        // What the gradients are multiples of.
+        let scale = count as f64 * self.loss_scale() as f64;
+        let lr =
+            self.config.sched.rate(self.progress.updates as usize, self.config.steps, self.config.optim.lr());
+        let beside = self.sizes().beside();
+        if beside {
+            // A save under way reads the state: it ends before anything changes.
+            self.finish_save()?;
+        }
+        let Accumulated { reduced, sums, stop, mut update } =
+            self.accumulate(step, &batches, stop, lr, (1.0 / scale) as f32)?;
         let passes_s = start.elapsed().as_secs_f64();
         let squares = self.sum_squares(&reduced)?;
         let loss = sums.loss / count as f64;
-        // What the gradients are multiples of.
-        let scale = count as f64 * self.loss_scale() as f64;
         let grad_norm = squares.sqrt() / scale;
         let skipped = self.overflowed(step, loss, grad_norm)?;
-        let lr =
-            self.config.sched.rate(self.progress.updates as usize, self.config.steps, self.config.optim.lr());
-        // A save under way reads the state: it ends before anything changes.
         self.finish_save()?;
         let loss_scale = self.config.loss_scale.map(|_| self.loss_scale() as f64);
         let begun = Instant::now();
-        let mut update = Throughput::default();
         if !skipped {
-            let clip = clip_coefficient(grad_norm, self.config.clip_norm);
-            update = self.update(lr, (clip as f64 / scale) as f32, reduced)?;
+            self.progress.updates += 1;
+            if !beside {
+                let clip = clip_coefficient(grad_norm, self.config.clip_norm);
+                update = self.update(lr, (clip as f64 / scale) as f32, reduced)?;
+            }
         }
         let update_s = begun.elapsed().as_secs_f64();
         self.learn_scale(skipped);
@@ -269,29 +271,6 @@ impl Trainer {
             eval_reward_accuracy: None,
         };
         Ok((report, stop))
-    }
-
-    /// Bytes this rank read from its files on the nvme tier and wrote to them so far; `None` if it has none.
-    fn disk_moved(&self) -> Option<[u64; 2]> {
-        let files = [
-            self.store.copies().file().map(|file| &**file),
-            self.spill.as_ref().map(|spill| &*spill.file),
-            self.state.on_disk().map(|(file, _)| &**file),
-        ];
-        let moved = files.into_iter().flatten().map(NvmeFile::moved);
-        moved.reduce(|[read, written], more| [read + more[0], written + more[1]])
-    }
-
-    /// What was moved since, and what the passes waited for.
-    fn disk_report(&self, before: Option<[u64; 2]>) -> Option<DiskReport> {
-        let ([read, written], now) = (before?, self.disk_moved()?);
-        Some(DiskReport {
-            disk_read_bytes: now[0] - read,
-            disk_written_bytes: now[1] - written,
-            wait_params_s: self.store.copies().waited().take_s(),
-            wait_grads_s: self.spill.as_ref().map_or(0.0, |spill| spill.waited.take_s()),
-            ..DiskReport::default()
-        })
     }
 
     fn batches(&self, step: u64, sequences: Vec<Sequence>) -> Result<Vec<MicroBatch>, Error> {
@@ -373,65 +352,6 @@ impl Trainer {
             // The verdict is known: it is what `overflow` says.
             let _ = scaler.update(settings, overflow);
         }
-    }
-
-    /// Gradients of this rank's micro-batches, reduced over all ranks.
-    fn accumulate(&self, step: u64, batches: &[MicroBatch], stop: &AtomicBool) -> Result<Accumulated, Error> {
-        let sizes = Sizes { layout: self.store.layout(), config: &self.config };
-        let spill = self.spill.as_ref();
-        let mut reducer = Reducer::new(sizes, self.assignment, &self.comm, &self.ledger, spill);
-        let mut sent = Vec::new();
-        for turn in 0..self.assignment.each() {
-            let index = self.assignment.index(self.comm.rank(), turn);
-            let dropout = Some(key(&[self.config.seed, step, index as u64]));
-            let mut sink = |param, gradient| reducer.put(turn, param, gradient);
-            sent.extend(self.block_loop(dropout).gradients(&batches[index], &mut sink)?.to_array());
-            reducer.settle()?;
-        }
-        let reduced = reducer.finish()?;
-        sent.push(if stop.load(Ordering::Relaxed) { 1.0 } else { 0.0 });
-        let each = sent.len();
-        let all = self.comm.all_gather(sent).wait()?;
-        // One order whoever computed them.
-        let mut by_index = vec![Sums::default(); batches.len()];
-        for (rank, sums) in all.chunks(each).enumerate() {
-            for (turn, sums) in sums.chunks_exact(Sums::LEN).enumerate() {
-                by_index[self.assignment.index(rank, turn)] = Sums::from_slice(sums);
-            }
-        }
-        let stop = all.chunks(each).any(|sums| sums[each - 1] > 0.0);
-        let mut sums = Sums::default();
-        by_index.into_iter().for_each(|of_one| sums += of_one);
-        Ok(Accumulated { reduced, sums, stop })
-    }
-
-    /// Sum of squares of the whole gradient: chunk after chunk in execution order, whoever holds it.
-    fn sum_squares(&self, reduced: &Reduced) -> Result<f64, Error> {
-        let own: Vec<f64> = reduced.squares.iter().flatten().copied().collect();
-        let each = own.len();
-        let all = self.comm.all_gather(own).wait()?;
-        let (mut sum, mut before) = (0.0, 0);
-        for unit in &reduced.squares {
-            for rank in all.chunks(each) {
-                rank[before..before + unit.len()].iter().for_each(|square| sum += square);
-            }
-            before += unit.len();
-        }
-        Ok(sum)
-    }
-
-    fn update(&mut self, lr: f64, gradient_scale: f32, reduced: Reduced) -> Result<Throughput, Error> {
-        self.progress.updates += 1;
-        let step = self.config.optim.step(self.progress.updates, lr, gradient_scale);
-        let layout = self.store.layout().clone();
-        let updater = Updater {
-            layout: &layout,
-            config: &self.config,
-            comm: &self.comm,
-            ledger: &self.ledger,
-            spill: self.spill.as_ref(),
-        };
-        updater.run(&mut self.state, self.store.copies_mut(), reduced, &step)
     }
 
     /// Mean loss over `sequences`, without dropout.

@@ -10,7 +10,7 @@ use crate::layout::Layout;
 use crate::optim::{CopyOut, Step};
 use crate::reduce::{Reduced, Spill, Stored};
 use crate::sizes::{ALIGN, RING, Sizes};
-use crate::state::OptimizerState;
+use crate::state::{OptimizerState, Tile};
 use hearth_collective::{Operation, Ordered};
 use hearth_memory::buffer::AlignedBuffer;
 use hearth_memory::nvme::NvmeFile;
@@ -50,7 +50,7 @@ pub(crate) fn copy_buffers(largest_piece: usize, compute: Compute) -> (usize, us
 }
 
 impl<'a> Updater<'a> {
-    fn sizes(&self) -> Sizes<'a> {
+    pub(crate) fn sizes(&self) -> Sizes<'a> {
         Sizes { layout: self.layout, config: self.config }
     }
 
@@ -101,28 +101,12 @@ impl<'a> Updater<'a> {
         step: &Step,
     ) -> Result<Throughput, Error> {
         let Some((file, tiles)) = state.on_disk() else { return Ok(Throughput::default()) };
-        let (sizes, compute) = (self.sizes(), self.config.compute);
+        let sizes = self.sizes();
         let copied = copies.file().cloned();
-        let parts: Vec<[Part<'_>; 3]> = tiles
-            .iter()
-            .map(|tile| {
-                let none = || Part { file, range: 0..0, access: Access::Read };
-                let state = tile.offset..tile.offset + tile.bytes;
-                let gradient = gradients.on_disk(tile.unit, &tile.range);
-                let copy = copied.as_deref().map(|file| {
-                    let start = copies.offset(tile.unit, tile.range.start - sizes.copy_start(tile.unit));
-                    // The room of the last piece ends with its page.
-                    let bytes = (tile.range.len() * compute.bytes()) as u64;
-                    Part { file, range: start..start + bytes.next_multiple_of(ALIGN), access: Access::Write }
-                });
-                let gradient = gradient.map(|(file, range)| Part { file, range, access: Access::Read });
-                [
-                    Part { file, range: state, access: Access::Change },
-                    gradient.unwrap_or_else(none),
-                    copy.unwrap_or_else(none),
-                ]
-            })
-            .collect();
+        let files = (&**file, copied.as_deref());
+        let gradient = |tile: &Tile| gradients.on_disk(tile.unit, &tile.range);
+        let parts: Vec<[Part<'_>; 3]> =
+            tiles.iter().map(|tile| self.parts(tile, copies, files, gradient(tile))).collect();
         let mut ring = self.ring()?;
         let moved = update_parts(&parts, &mut ring, &mut |at, buffers| {
             let tile = &tiles[at];
@@ -136,11 +120,7 @@ impl<'a> Updater<'a> {
                     let start = sizes.copy_start(tile.unit);
                     values.part_mut(tile.range.start - start..tile.range.end - start)
                 }
-                None => {
-                    let (values, rest) = copy.split_at_mut(tile.range.len() * compute.bytes());
-                    rest.fill(0);
-                    copy_out(compute, values)
-                }
+                None => self.copy_of(tile, copy),
             };
             state.update_tile(tile, bytes, gradient, step, copy);
             Ok::<_, Error>(())
@@ -148,8 +128,36 @@ impl<'a> Updater<'a> {
         Ok(moved)
     }
 
+    /// A tile of state, its gradient and its copy, as far as they are on a disk. `files`: of the state and of the copies.
+    pub(crate) fn parts<'f>(
+        &self,
+        tile: &Tile,
+        copies: &Copies,
+        (file, copied): (&'f NvmeFile, Option<&'f NvmeFile>),
+        gradient: Option<(&'f NvmeFile, Range<u64>)>,
+    ) -> [Part<'f>; 3] {
+        let none = Part { file, range: 0..0, access: Access::Read };
+        let copy = copied.map(|file| {
+            let start = copies.offset(tile.unit, tile.range.start - self.sizes().copy_start(tile.unit));
+            // The room of the last piece ends with its page.
+            let bytes = ((tile.range.len() * self.config.compute.bytes()) as u64).next_multiple_of(ALIGN);
+            Part { file, range: start..start + bytes, access: Access::Write }
+        });
+        let gradient = gradient.map(|(file, range)| Part { file, range, access: Access::Read });
+        let state = Part { file, range: tile.offset..tile.offset + tile.bytes, access: Access::Change };
+        [state, gradient.unwrap_or_else(|| none.clone()), copy.unwrap_or(none)]
+    }
+
+    /// The copy of a tile in the buffer that is written to the disk.
+    pub(crate) fn copy_of<'b>(&self, tile: &Tile, buffer: &'b mut [u8]) -> CopyOut<'b> {
+        let compute = self.config.compute;
+        let (values, rest) = buffer.split_at_mut(tile.range.len() * compute.bytes());
+        rest.fill(0);
+        copy_out(compute, values)
+    }
+
     /// What state on a disk, and what travels with it, passes through.
-    fn ring(&self) -> Result<Vec<AlignedBuffer>, Error> {
+    pub(crate) fn ring(&self) -> Result<Vec<AlignedBuffer>, Error> {
         let parts = self.sizes().ring_parts();
         let buffer = |at: usize| {
             AlignedBuffer::charged(self.ledger, Tier::Host, Kind::Staging, parts[at % parts.len()])
@@ -300,6 +308,7 @@ impl<'a> Gradients<'a> {
             Stored::Memory(values, _) => {
                 Ok(values.floats(range.start - start..range.end - start, &mut self.scratch))
             }
+            Stored::Given => panic!("a gradient that was handed over is used up"),
             Stored::Disk(_) => {
                 let prefetch = self.prefetch.as_mut().expect("gradients on a disk are read ahead");
                 self.lease = None;
@@ -322,6 +331,7 @@ impl<'a> Gradients<'a> {
         let charge = updater.ledger.charge(Tier::Device, Kind::Gradients, held)?;
         let own = match &self.stored[unit] {
             Stored::Memory(values, _) => values.clone().into_f32(),
+            Stored::Given => panic!("a gradient that was handed over is used up"),
             Stored::Disk(slot) => {
                 let spill = updater.spill.expect("a slot lies in a spill file");
                 let mut values = vec![0.0; len];

@@ -81,6 +81,7 @@ fn cases(dir: &Path) -> Vec<(&'static str, TrainConfig)> {
         micro_batch: 1,
         ..config.clone()
     };
+    let one = TrainConfig { global_batch: 2, compute: Compute::Bf16, ..full.clone() };
     use Place::{Cpu, Device, Nvme};
     vec![
         ("plain", plain.clone()),
@@ -95,6 +96,15 @@ fn cases(dir: &Path) -> Vec<(&'static str, TrainConfig)> {
         ("optimizer on the host", TrainConfig { offload: offload(Device, Cpu, Cpu), ..full.clone() }),
         ("optimizer on disk", TrainConfig { offload: offload(Device, Device, Nvme), ..full.clone() }),
         ("everything on disk", TrainConfig { offload: offload(Nvme, Nvme, Nvme), ..full.clone() }),
+        ("one micro-batch, bf16", one.clone()),
+        (
+            "one micro-batch, bf16, everything on disk",
+            TrainConfig { offload: offload(Nvme, Nvme, Nvme), ..one.clone() },
+        ),
+        (
+            "one micro-batch, bf16, updated beside",
+            TrainConfig { offload: offload(Nvme, Nvme, Nvme), clip_norm: 0.0, ..one },
+        ),
         (
             "everything on disk, bf16",
             TrainConfig { compute: Compute::Bf16, offload: offload(Nvme, Nvme, Nvme), ..full },

@@ -5,7 +5,7 @@ pub use crate::tiny::{Outcome, TIERS, offload};
 use crate::tiny::{cut, matrix, outcome};
 use hearth_collective::{Ordered, ProcessGroup, Watchdog, threads};
 use hearth_memory::{Budget, Ledger, Tier};
-use hearth_train::{Compute, Recompute, TrainConfig, Trainer};
+use hearth_train::{AdamW, Compute, OptimConfig, Recompute, TrainConfig, Trainer};
 use hearth_weights::ModelFiles;
 use std::collections::HashMap;
 
@@ -86,6 +86,46 @@ fn awkward_numbers_of_ranks_and_micro_batches_give_the_same_bits() {
             }
         }
     }
+}
+
+/// One micro-batch, no clipping, all state on the disk: each unit is updated while the backward pass goes on. Gradients
+/// of one micro-batch are kept in the precision of the model wherever they lie.
+#[test]
+fn updating_beside_the_backward_pass_gives_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["qwen3-tied-biases-sharded", "llama-mha"] {
+        let files = model(name);
+        for compute in [Compute::F32, Compute::Bf16] {
+            for adapter in [None, Some(lora())] {
+                for clip_norm in [0.0, 0.5] {
+                    for optim in [OptimConfig::ALL[0], OptimConfig::ALL[1]] {
+                        let config =
+                            TrainConfig { adapter: adapter.clone(), clip_norm, optim, ..cases(1, compute) };
+                        let plain = run(&files, &config, 1, 3);
+                        for tier in ["cpu", "split", "all-nvme"] {
+                            let config = TrainConfig { offload: offload(tier, dir.path()), ..config.clone() };
+                            let what = format!("{name} {compute:?} clip {clip_norm} {tier} {optim:?}");
+                            assert_eq!(run(&files, &config, 1, 3), plain, "{what}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_ends_a_step_that_updates_beside_its_backward_pass() {
+    let files = model("llama-mha");
+    let dir = tempfile::tempdir().unwrap();
+    let optim = OptimConfig::AdamW(AdamW { lr: 1e30, ..AdamW::default() });
+    let offload = offload("all-nvme", dir.path());
+    let config = TrainConfig { optim, clip_norm: 0.0, offload, ..cases(1, Compute::F32) };
+    let ends = ranks(&files, &config, 1, &|trainer| {
+        let error = (0..5).find_map(|_| trainer.step().err()).expect("weights of 1e30 overflow");
+        assert!(matches!(error, hearth_train::Error::NotFinite { .. }), "{error}");
+    });
+    assert_eq!(ends.len(), 1);
 }
 
 #[test]

@@ -112,6 +112,33 @@ fn all_cases(dir: &Path) -> Vec<(String, usize, TrainConfig)> {
 }
 
 #[test]
+fn the_plan_of_one_micro_batch_without_clipping_is_its_ledger_too() {
+    let dir = tempfile::tempdir().unwrap();
+    for tied in [true, false] {
+        let models = tempfile::tempdir().unwrap();
+        let files = synthetic(models.path(), 64, 3, 160, 512, tied);
+        for compute in [Compute::F32, Compute::Bf16] {
+            for tier in TIERS {
+                for adapter in [None, Some(lora())] {
+                    let offload = offload(tier, dir.path());
+                    let config = TrainConfig {
+                        compute,
+                        offload,
+                        adapter,
+                        global_batch: 1,
+                        clip_norm: 0.0,
+                        recompute: Recompute::Full,
+                        ..config(2)
+                    };
+                    let plan = planned(&files, &config, 1, Budget::UNLIMITED).expect("no limit");
+                    assert_eq!(ran(&files, &config, 1), plan, "{compute:?} {tier} {:?}", config.adapter);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn the_plan_of_preference_training_is_its_ledger_too() {
     let dir = tempfile::tempdir().unwrap();
     let files = small(dir.path());
