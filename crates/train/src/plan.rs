@@ -144,17 +144,18 @@ pub fn plan(subject: &Subject<'_>, ledger: &Ledger) -> Result<Traffic, Error> {
     };
     ledger.mark("load");
     let _resident = run.load()?;
+    // A save is written beside the next step's passes and ends before anything changes.
+    let mut saving = run.saving()?;
+    if sizes.beside() {
+        saving = None;
+    }
     let beside = run.beside()?;
     for turn in 0..assignment.each() {
         run.micro_batch(turn)?;
     }
     run.writing = None;
-    drop(beside);
+    drop((beside, saving));
     ledger.mark("update");
-    let _saving = match config.checkpoint {
-        Some(_) => Some(run.charge(Tier::Host, Kind::Staging, CHUNK_BYTES)?),
-        None => None,
-    };
     run.update()?;
     ledger.mark("end");
     run.traffic.flops = run.flops();
@@ -579,6 +580,14 @@ impl<'a> Run<'a> {
         }
         let wide = 4 * sizes.widened() as u64;
         Ok(Some([self.ring()?, self.charge(Tier::Host, Kind::Staging, wide)?]))
+    }
+
+    /// What a save passes through.
+    fn saving(&self) -> Result<Option<Charge>, Error> {
+        match self.subject.config.checkpoint {
+            Some(_) => self.charge(Tier::Host, Kind::Staging, CHUNK_BYTES).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// What state on a disk, and what travels with it, passes through.
