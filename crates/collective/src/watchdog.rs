@@ -18,6 +18,8 @@ pub const EXIT_CODE: i32 = 75;
 /// How long a process stays after its diagnosis. A launcher ends all ranks as soon as one of them has ended; those that
 /// wait for the same rank have their say until then.
 const GRACE: Duration = Duration::from_secs(1);
+/// How much longer than the rank below it.
+const STAGGER: Duration = Duration::from_millis(100);
 
 /// Watches the operations of an [`Ordered`](crate::Ordered).
 #[derive(Clone)]
@@ -42,7 +44,8 @@ impl Watchdog {
             // In one piece, for launchers mix what ranks write. Without standard error there is nobody to tell.
             std::io::stderr().write_all(format!("{diagnosis}\n").as_bytes()).ok();
             if mpi::launched().is_some() {
-                thread::sleep(GRACE);
+                // The lowest rank ends first: launchers report its code, and may kill the others before they end.
+                thread::sleep(GRACE + STAGGER * diagnosis.rank.min(16) as u32);
                 process::exit(EXIT_CODE);
             }
         };
