@@ -21,7 +21,10 @@ pub fn open(path: &Path) -> Result<ModelFiles, hearth_weights::Error> {
 
 fn bytes(meta: &TensorMeta) -> Option<usize> {
     match meta.shape[..] {
-        [rows, columns] if PackedMatrix::has_layout(meta.format.name()) => {
+        [rows, columns]
+            if PackedMatrix::has_layout(meta.format.name())
+                && columns.is_multiple_of(meta.format.block_len()) =>
+        {
             // The shape comes from a file: padded to whole panels it must still have a size.
             rows.checked_add(64)?.checked_mul(columns)?.checked_mul(8)?;
             Some(PackedMatrix::bytes_for(rows, columns, meta.format.name()))

@@ -132,8 +132,8 @@ impl Workspace {
             blocks[..table.len() * one.block_len()].fill(0.0);
             one.write(blocks, table, 0, k, v);
         }
-        self.out.dk.fill(0.0);
-        self.out.dv.fill(0.0);
+        self.out.dk[..len * one.padded()].fill(0.0);
+        self.out.dv[..len * one.padded()].fill(0.0);
         let group = shape.heads / kv_heads;
         for first in (0..len).step_by(ROWS) {
             let rows = ROWS.min(len - first);

@@ -1,7 +1,7 @@
 //! `manifest.json`: what a bundle consists of.
 
-use super::MANIFEST;
 use super::layout::{self, Layout};
+use super::{ALIGNMENT, MANIFEST};
 use crate::Error;
 use crate::mapped::read_json;
 use crate::quant;
@@ -135,6 +135,9 @@ impl TensorRow {
                 "{:?} in {} takes {bytes} bytes, not {}",
                 self.shape, self.format, self.bytes
             )));
+        }
+        if !self.offset.is_multiple_of(ALIGNMENT) {
+            return Err(lies(format!("it starts at byte {}, not at a multiple of {ALIGNMENT}", self.offset)));
         }
         let end = self.offset.checked_add(self.bytes);
         if end.is_none_or(|end| end > weights_bytes) {

@@ -404,6 +404,15 @@ fn a_layout_that_is_unknown_or_does_not_apply_is_refused_by_name() {
 }
 
 #[test]
+fn a_tensor_that_starts_where_direct_reads_cannot_is_refused() {
+    let directory = bundle();
+    let path = directory.path().join("b");
+    forge(&path, |json| json["tensors"][0]["offset"] = 1.into());
+    let message = open(&path).err().unwrap().to_string();
+    assert!(message.contains("starts at byte 1, not at a multiple of 4096"), "{message}");
+}
+
+#[test]
 fn a_bundle_from_before_there_were_layouts_is_read() {
     let directory = bundle();
     let path = directory.path().join("b");
