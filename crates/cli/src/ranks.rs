@@ -13,9 +13,6 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a process stays after it said why it gave up waiting: ranks that wait for the same one have their say.
-const GRACE: Duration = Duration::from_secs(1);
-
 /// Bytes of a rank's stack, as much as a main thread has.
 const STACK: usize = 8 << 20;
 
@@ -300,8 +297,7 @@ fn gather(group: &mut dyn ProcessGroup, mut bytes: Vec<u8>) -> Result<Vec<Vec<u8
 /// Says what was waited for and ends the process: a rank that waits for nothing would go on for ever.
 fn give_up(diagnosis: &Diagnosis) {
     exit::say(&diagnosis.to_string());
-    std::thread::sleep(GRACE);
-    std::process::exit(hearth_collective::EXIT_CODE);
+    hearth_collective::watchdog::give_up()
 }
 
 fn host_name() -> String {

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{fmt, process, thread};
+use std::{fmt, thread};
 
 use crate::call::Call;
 use crate::{Error, Operation, mpi};
@@ -18,8 +18,6 @@ pub const EXIT_CODE: i32 = 75;
 /// How long a process stays after its diagnosis. A launcher ends all ranks as soon as one of them has ended; those that
 /// wait for the same rank have their say until then.
 const GRACE: Duration = Duration::from_secs(1);
-/// How much longer than the rank below it.
-const STAGGER: Duration = Duration::from_millis(100);
 
 /// Watches the operations of an [`Ordered`](crate::Ordered).
 #[derive(Clone)]
@@ -44,9 +42,7 @@ impl Watchdog {
             // In one piece, for launchers mix what ranks write. Without standard error there is nobody to tell.
             std::io::stderr().write_all(format!("{diagnosis}\n").as_bytes()).ok();
             if mpi::launched().is_some() {
-                // The lowest rank ends first: launchers report its code, and may kill the others before they end.
-                thread::sleep(GRACE + STAGGER * diagnosis.rank.min(16) as u32);
-                process::exit(EXIT_CODE);
+                give_up();
             }
         };
         Self { timeout, on_timeout: Arc::new(on_timeout) }
@@ -57,6 +53,12 @@ impl Default for Watchdog {
     fn default() -> Self {
         Self::new(DEFAULT_TIMEOUT)
     }
+}
+
+/// Ends this process, which has said why, with [`EXIT_CODE`], and its launcher's job.
+pub fn give_up() -> ! {
+    thread::sleep(GRACE);
+    mpi::end_job(EXIT_CODE)
 }
 
 /// What a rank knows about an operation that did not end.

@@ -23,9 +23,9 @@ mod launch;
 mod message;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
+use std::{process, thread};
 
 pub use launch::{Launch, launched};
 
@@ -57,12 +57,32 @@ pub fn connect() -> Result<Option<Box<dyn ProcessGroup>>, Error> {
         return Err(Error::Mpi("this process has already joined its world".into()));
     }
     let library = Arc::new(launch.join()?);
+    LIBRARY.set(Arc::downgrade(&library)).expect("a process joins its world once");
     let (rank, world_size) = (library.rank, library.world_size);
     let watch = Watch::new(rank, world_size, DEFAULT_TIMEOUT);
     let process = Process { library, tags_given: AtomicUsize::new(1), ended: Mutex::default() };
     let mut group = MpiGroup::open(Arc::new(process), watch, (0..world_size).collect(), 0)?;
     group.is_world = true;
     Ok(Some(Box::new(group)))
+}
+
+/// The library of this process's world.
+static LIBRARY: OnceLock<Weak<Library>> = OnceLock::new();
+
+/// How long the library may take to end the processes of a job.
+const ABORT: Duration = Duration::from_secs(2);
+
+/// Ends this process with exit code `code`, and the whole job with it if a launcher started this process.
+///
+/// Launchers tell of a job by the codes of its processes, and some mix that of the first to end with those of the ranks
+/// they kill after it; asked by the library, they give `code`.
+pub fn end_job(code: i32) -> ! {
+    if let Some(library) = LIBRARY.get().and_then(Weak::upgrade) {
+        // Where the library is busy or cannot reach the launcher, the process must still end.
+        thread::spawn(move || library.abort(code));
+        thread::sleep(ABORT);
+    }
+    process::exit(code)
 }
 
 /// What the groups of this process share.

@@ -69,6 +69,7 @@ struct Api<H> {
     irecv: Move<*mut c_void, H>,
     test: unsafe extern "C" fn(*mut H, *mut c_int, usize) -> c_int,
     cancel: unsafe extern "C" fn(*mut H) -> c_int,
+    abort: unsafe extern "C" fn(H, c_int) -> c_int,
 }
 
 /// What the rest of the crate may ask of either interface; one call at a time.
@@ -86,6 +87,8 @@ trait Calls: Send {
     fn test(&self, request: &mut u64) -> Result<bool, Error>;
     /// Asks a receive to complete without a message.
     fn cancel(&self, request: u64) -> Result<(), Error>;
+    /// Ends every rank's process; the launcher ends with `code`. Does not return, if the library keeps its promise.
+    fn abort(&self, code: i32) -> Result<(), Error>;
 }
 
 impl<H: Handle> Api<H> {
@@ -169,6 +172,11 @@ impl<H: Handle> Calls for Api<H> {
         // SAFETY: the request came from `receive` and is not yet complete.
         self.check("MPI_Cancel", unsafe { (self.cancel)(&mut handle) })
     }
+
+    fn abort(&self, code: i32) -> Result<(), Error> {
+        // SAFETY: the library is initialised; whatever transfers are open end with the process.
+        self.check("MPI_Abort", unsafe { (self.abort)(self.world, code) })
+    }
 }
 
 /// The function of that name.
@@ -206,6 +214,7 @@ fn api<H: Handle>(dl: &Dl, constants: (H, H, H, c_int, usize)) -> Result<Box<dyn
         irecv: function(dl, "MPI_Irecv")?,
         test: function(dl, "MPI_Test")?,
         cancel: function(dl, "MPI_Cancel")?,
+        abort: function(dl, "MPI_Abort")?,
     }))
 }
 
@@ -247,6 +256,11 @@ impl Library {
         let (rank, world_size, highest_tag) = calls.init()?;
         let (calls, abandoned) = (Mutex::new(calls), AtomicBool::new(false));
         Ok(Self { calls, version, rank, world_size, highest_tag, abandoned, _dl: dl })
+    }
+
+    /// Ends the processes of all ranks; the launcher's exit code is `code`. Returns if the library cannot do that.
+    pub fn abort(&self, code: i32) {
+        self.calls().abort(code).ok();
     }
 
     /// Ends without finalising.
