@@ -3,8 +3,12 @@
 pub use crate::cpu::attention::SequenceRows;
 pub use crate::cpu::kv::KV_BLOCK;
 
+pub use crate::cpu::block::{BlockWeights, Workspace};
+
+use crate::RotaryTable;
 use crate::cpu::attention::AttentionSpec;
 use crate::cpu::attention_paged::{self, Scratch};
+use crate::cpu::block::Pass;
 use crate::cpu::kv::KvLayout;
 use crate::cpu::pages::on_huge_pages;
 use crate::cpu::stored::Stored;
@@ -91,6 +95,33 @@ pub fn attention_paged(
         Layers::F16(layers) => values.attend(*layout, &mut layers[layer], sequences, spec, scratch, &mut y),
     }
     Tensor::from_data(TensorData::new(y, [rows, heads, d]), &device)
+}
+
+/// A whole transformer block on the residual stream `x`, `[rows, d_model]`, its keys and values written to the cache:
+/// bit for bit what the ops of [`crate`] and [`attention_paged`] make of it.
+pub fn block(
+    x: Tensor<2>,
+    weights: &BlockWeights,
+    cache: &mut KvCache,
+    layer: usize,
+    sequences: &[SequenceRows],
+    rotary: &RotaryTable,
+    space: &mut Workspace,
+) -> Tensor<2> {
+    let (shape, device) = (x.dims(), x.device());
+    let mut x = x.into_data().try_into_vec::<f32>().expect("inference runs in f32");
+    let KvCache { layers, scratch, .. } = cache;
+    match layers {
+        Layers::F32(layers) => {
+            let cache = &mut layers[layer];
+            weights.forward(&mut x, Pass { rotary, sequences, cache, scratch }, space);
+        }
+        Layers::F16(layers) => {
+            let cache = &mut layers[layer];
+            weights.forward(&mut x, Pass { rotary, sequences, cache, scratch }, space);
+        }
+    }
+    Tensor::from_data(TensorData::new(x, shape), &device)
 }
 
 /// A layer's queries, keys and values.

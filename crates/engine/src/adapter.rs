@@ -194,6 +194,11 @@ struct Group {
 }
 
 impl AdaptedRows {
+    /// Whether no row has an adapter.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(crate) fn of(step: &[SequenceStep]) -> Self {
         let mut groups: Vec<(&Arc<Adapter>, Vec<i32>)> = Vec::new();
         let mut first = 0;

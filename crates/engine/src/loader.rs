@@ -405,13 +405,13 @@ impl Parts {
     ///
     /// # Panics
     /// When a streamed block could not be read: whoever runs steps answers for the requests in them.
-    pub(crate) fn each_block(&self, mut each: impl FnMut(&dyn Block)) {
+    pub(crate) fn each_block(&self, mut each: impl FnMut(usize, &dyn Block)) {
         let mut pass = self.stream.as_ref().map(Stream::pass);
         for (i, block) in self.blocks.iter().enumerate() {
             match (block, &mut pass) {
-                (Some(block), _) => each(block.as_ref()),
+                (Some(block), _) => each(i, block.as_ref()),
                 (None, Some(pass)) => {
-                    if let Err(error) = pass.with(i, &mut each) {
+                    if let Err(error) = pass.with(i, &mut |block| each(i, block)) {
                         // Not a bug of ours, so not through the panic hook.
                         let why = format!("transformer block {i} could not be streamed: {error}");
                         std::panic::resume_unwind(Box::new(why))

@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::kv::BlockTable;
 use crate::loader::LoadedModel;
 use burn::tensor::{Int, Tensor, TensorData};
-use hearth_kernels::paged::{KvCache, SequenceRows, attention_paged};
+use hearth_kernels::paged::{self, BlockWeights, KvCache, SequenceRows, Workspace, attention_paged};
 use hearth_memory::{Charge, Kind, Tier};
 use hearth_model::{AttentionContext, AttentionSpec, RotaryTable, RowPosition};
 use std::ops::Range;
@@ -47,6 +47,7 @@ pub trait Forward {
 pub struct Runner {
     model: LoadedModel,
     cache: KvCache,
+    space: Workspace,
     /// KV cache and values between layers.
     _charges: [Charge; 2],
 }
@@ -64,7 +65,7 @@ impl Runner {
             model.ledger().charge(Tier::Device, Kind::Activations, working_bytes)?,
         ];
         let cache = KvCache::new(c.num_layers, blocks, c.num_kv_heads, c.head_dim, model.kv_type());
-        Ok(Self { cache, model, _charges: charges })
+        Ok(Self { cache, space: Workspace::default(), model, _charges: charges })
     }
 
     /// The model.
@@ -83,9 +84,18 @@ impl Runner {
             rotary: Arc::new(parts.rope.table(&rows)),
             adapted: AdaptedRows::of(step),
         };
-        let x = parts.embedding.forward(&ids);
-        let mut x = Some(x);
-        parts.each_block(|block| x = x.take().map(|x| block.forward(x, &mut context)));
+        if !context.adapted.is_empty() {
+            // Then blocks run op by op, in the memory that was charged for it all.
+            self.space = Workspace::default();
+        }
+        let mut x = Some(parts.embedding.forward(&ids));
+        parts.each_block(|layer, block| {
+            let fused = block.fused().filter(|_| context.adapted.is_empty());
+            x = x.take().map(|x| match fused {
+                Some(fused) => context.run(fused, layer, x, &mut self.space),
+                None => block.forward(x, &mut context),
+            });
+        });
         x.expect("every block gives back what it takes")
     }
 }
@@ -154,6 +164,13 @@ struct PagedContext<'a> {
     sequences: Vec<SequenceRows>,
     rotary: Arc<RotaryTable>,
     adapted: AdaptedRows,
+}
+
+impl PagedContext<'_> {
+    /// A block in one piece.
+    fn run(&mut self, block: &BlockWeights, layer: usize, x: Tensor<2>, space: &mut Workspace) -> Tensor<2> {
+        paged::block(x, block, self.cache, layer, &self.sequences, &self.rotary, space)
+    }
 }
 
 impl AttentionContext for PagedContext<'_> {

@@ -12,6 +12,7 @@ use crate::Error;
 use crate::source::WeightSource;
 use burn::tensor::Tensor;
 use hearth_kernels as kernels;
+use hearth_kernels::cpu::block::Gain;
 use hearth_weights::config::ModelConfig;
 use std::sync::Arc;
 
@@ -30,6 +31,10 @@ impl RmsNorm {
         config: &ModelConfig,
     ) -> Result<Self, Error> {
         Ok(Self { gain: w.norm(name, len)?, eps: config.rms_norm_eps })
+    }
+
+    pub(crate) fn gain(&self) -> Gain {
+        Gain { gain: linear::floats(self.gain.clone()), eps: self.eps }
     }
 
     /// `x`: `[rows, len]`.

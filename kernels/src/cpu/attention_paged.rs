@@ -14,6 +14,7 @@
 use super::attention::{AttentionSpec, Keys, SequenceRows, softmax};
 use super::kv::{KV_BLOCK, KvLayout};
 use super::pool;
+use super::shared::Shared;
 use super::simd::{LANES, Lanes, Level, fma, level};
 use super::stored::Stored;
 use crate::multiversion;
@@ -63,7 +64,7 @@ pub fn attend<T: Stored>(
     let rows: usize = sequences.iter().map(|s| s.rows.len()).sum();
     assert!(rows * heads * layout.head_dim <= q.len(), "attention: more rows than queries");
     let tiles = problem.tiles(sequences, spec);
-    let out = Shared(out.as_mut_ptr());
+    let out = Shared::new(out);
     if tiles.len() >= 4 * pool::threads() && tiles.len() >= 64 {
         pool::for_each(tiles.len(), |i| {
             let mut own =
@@ -179,7 +180,7 @@ impl<T: Stored> Problem<'_, T> {
             scratch.resize(total + tiles.len() * TILE, 0.0);
         }
         let (scores, inverses) = scratch.split_at_mut(total);
-        let (scores, inverses) = (Shared(scores.as_mut_ptr()), Shared(inverses.as_mut_ptr()));
+        let (scores, inverses) = (Shared::new(scores), Shared::new(inverses));
         let stretches: Vec<(usize, Range<usize>)> = tiles.iter().enumerate().flat_map(stretches).collect();
         let left: Vec<AtomicUsize> =
             tiles.iter().map(|t| AtomicUsize::new(t.blocks.len().div_ceil(STRETCH))).collect();
@@ -242,32 +243,6 @@ impl<T: Stored> Problem<'_, T> {
 fn stretches<'a>((number, tile): (usize, &'a Tile)) -> impl Iterator<Item = (usize, Range<usize>)> + 'a {
     let end = tile.blocks.end;
     tile.blocks.clone().step_by(STRETCH).map(move |b| (number, b..(b + STRETCH).min(end)))
-}
-
-/// Memory written by several threads at disjoint places.
-#[derive(Clone, Copy)]
-struct Shared(*mut f32);
-
-// SAFETY: parts are taken by units of work that do not share them, see the calls.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// # Safety
-    /// The part lies within the memory, which outlives the result, and nobody else uses it meanwhile.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn part<'a>(&self, from: usize, len: usize) -> &'a mut [f32] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(from), len) }
-    }
-
-    /// # Safety
-    /// The part lies within the memory, which outlives the result, and nobody writes it meanwhile.
-    unsafe fn read<'a>(&self, from: usize, len: usize) -> &'a [f32] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.0.add(from), len) }
-    }
 }
 
 multiversion! {

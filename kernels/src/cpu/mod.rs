@@ -4,6 +4,7 @@ pub mod adamw;
 pub mod attention;
 pub mod attention_backward;
 pub mod attention_paged;
+pub mod block;
 mod decoded;
 pub mod gemm;
 pub mod kv;
@@ -16,6 +17,7 @@ pub mod pool;
 pub mod quant;
 pub mod rope;
 pub mod sgd;
+mod shared;
 pub mod simd;
 pub mod stored;
 pub mod update;
@@ -32,6 +34,12 @@ pub(crate) unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f3
     // SAFETY: the capacity is there; written by the caller's promise.
     unsafe { result.set_len(len) };
     result
+}
+
+/// The same memory, for kernels that write a result without reading it.
+pub(crate) fn to_be_written(y: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: the same layout. Kernels write values, never leave a place less initialised than it was.
+    unsafe { &mut *(std::ptr::from_mut(y) as *mut [MaybeUninit<f32>]) }
 }
 
 /// Rows per task, so that a task is worth the hand-over to another thread.

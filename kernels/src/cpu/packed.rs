@@ -12,15 +12,17 @@ use super::gemm::{Elems, Output, View, gemm_columns};
 use super::pages::{Arena, Image, LINE, Piece};
 use super::pool;
 use super::quant::activations::Int8Rows;
-use super::quant::{QuantPanels, format, piece};
+use super::quant::{BLOCK, QuantPanels, format, piece};
+use super::shared::Shared;
 use super::simd::LANES;
 use super::stored::Stored;
 use bytemuck::Pod;
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
 
-/// Columns decoded at a time, a multiple of [`super::quant::BLOCK`]: four panels of it are half a first-level cache.
+/// Columns decoded at a time, a multiple of [`BLOCK`]: four panels of it are half a first-level cache.
 const STRIP: usize = 64;
 /// From this many rows of activations on the dense product is faster, which decodes every panel once.
 const GEMM_ROWS: usize = 16;
@@ -29,6 +31,8 @@ const MAX_TILE: usize = 6;
 /// Bytes of 8-bit activations that go through all panels of a task before the next: they stay in the second-level
 /// cache.
 const ROWS_BYTES: usize = 192 << 10;
+/// [`PackedMatrix::work`] of a task at least.
+const TASK_WORK: usize = 1 << 14;
 
 /// A weight matrix `[rows, columns]` = `[out, in]` in panel layout.
 pub struct PackedMatrix {
@@ -245,26 +249,37 @@ impl PackedMatrix {
     }
 
     fn multiply_int8(&self, panels: &QuantPanels, x: &Int8Rows, y: &mut [f32]) {
-        let out = Output { ptr: y.as_mut_ptr(), columns: self.rows };
-        let count = self.rows.div_ceil(LANES);
-        // Few tasks where there is little to do, several per thread where there is much.
-        let work = self.bytes() + self.rows * self.columns * x.rows / 16;
-        let tasks = (work >> 15).clamp(1, 6 * pool::threads()).min(count.max(1));
-        let chunk = (ROWS_BYTES / self.columns).max(8).next_multiple_of(8);
-        pool::for_each(tasks, |task| {
-            for first in (0..x.rows).step_by(chunk) {
-                let rows = first..(first + chunk).min(x.rows);
-                for panel in task * count / tasks..(task + 1) * count / tasks {
-                    let column = panel * LANES;
-                    let width = LANES.min(self.rows - column);
-                    panels.multiply(panel, x, rows.clone(), &mut |row, sums| {
-                        // SAFETY: row `row`, columns of this task's own panel, clipped to the matrix.
-                        let y = unsafe { std::slice::from_raw_parts_mut(place(out, row, column), width) };
-                        y.copy_from_slice(&sums[..width]);
-                    });
-                }
-            }
+        let y = Shared::new(y);
+        each_panel(self.panels(), self.work(x.rows), x, |panel, rows| {
+            put_panel(self.rows, panels, panel, x, rows, &mut |row, column, sums| {
+                // SAFETY: row `row`, columns of this task's own panel.
+                unsafe { y.part(row * self.rows + column, sums.len()) }.copy_from_slice(sums);
+            });
         });
+    }
+
+    /// Panels of 16 output features.
+    pub(super) fn panels(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    /// What a product with `rows` rows costs, in about the bytes that could be read meanwhile.
+    pub(super) fn work(&self, rows: usize) -> usize {
+        self.bytes() + self.rows * self.columns * rows / 16
+    }
+
+    /// Whether it multiplies [`Activations::Int8`].
+    pub(super) fn is_int8(&self) -> bool {
+        matches!(self.panels, Panels::Quant(_)) && self.activations == Activations::Int8
+    }
+
+    /// A panel's outputs for `rows` of `x`: `put(row, first output, outputs)`.
+    ///
+    /// # Panics
+    /// If it does not multiply [`Activations::Int8`].
+    pub(super) fn multiply_panel(&self, panel: usize, x: &Int8Rows, rows: Range<usize>, put: &mut Put) {
+        let Panels::Quant(panels) = &self.panels else { panic!("{self:?} multiplies floats") };
+        put_panel(self.rows, panels, panel, x, rows, put);
     }
 
     fn multiply_f32(&self, x: &[f32], m: usize, y: &mut [f32]) {
@@ -331,9 +346,41 @@ impl PackedMatrix {
     }
 }
 
-/// Where an element of the result lies; both numbers are within the matrix.
-fn place(out: Output, row: usize, column: usize) -> *mut f32 {
-    out.ptr.wrapping_add(row * out.columns + column)
+/// Receives a row's number, the first of its outputs, and up to 16 of them.
+pub(super) type Put<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
+
+fn put_panel(
+    outputs: usize,
+    panels: &QuantPanels,
+    panel: usize,
+    x: &Int8Rows,
+    rows: Range<usize>,
+    put: &mut Put,
+) {
+    let column = panel * LANES;
+    let width = LANES.min(outputs - column);
+    panels.multiply(panel, x, rows, &mut |row, sums| put(row, column, &sums[..width]));
+}
+
+/// Calls `each(panel, rows)` for all of `panels` and all rows of `x` in parallel, as many rows at a time as stay in the
+/// second-level cache. `work` is what all of it costs, see [`PackedMatrix::work`].
+pub(super) fn each_panel(
+    panels: usize,
+    work: usize,
+    x: &Int8Rows,
+    each: impl Fn(usize, Range<usize>) + Sync,
+) {
+    // Few tasks where there is little to do, several per thread where there is much; and as many for every thread.
+    let tasks =
+        (work / TASK_WORK).clamp(1, 6 * pool::threads()).next_multiple_of(pool::threads()).min(panels.max(1));
+    let chunk = (ROWS_BYTES / (x.blocks * BLOCK)).max(8).next_multiple_of(8);
+    pool::for_each(tasks, |task| {
+        for first in (0..x.rows).step_by(chunk) {
+            for panel in task * panels / tasks..(task + 1) * panels / tasks {
+                each(panel, first..(first + chunk).min(x.rows));
+            }
+        }
+    });
 }
 
 /// A strip of columns of up to four decoded panels.

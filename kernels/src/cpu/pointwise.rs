@@ -1,7 +1,7 @@
 //! Row-wise and elementwise kernels: RMSNorm, SwiGLU, dropout, embedding gradient.
 
 use super::simd::{LANES, dot, sigmoid};
-use super::{rows_per_task, written};
+use super::{rows_per_task, to_be_written, written};
 use crate::multiversion;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -19,12 +19,30 @@ pub fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
     }
 }
 
+/// [`rms_norm`] into memory that is there, on the calling thread.
+pub fn rms_norm_into(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+    assert!(x.len() == y.len() && x.len().is_multiple_of(w.len().max(1)), "rms_norm: rows of {}", w.len());
+    rms_norm_rows(x, w, eps, to_be_written(y));
+}
+
 multiversion! {
     fn rms_norm_rows(x: &[f32], w: &[f32], eps: f32, y: &mut [MaybeUninit<f32>]) {
         for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
             let r = inverse_rms(x, eps);
             for i in 0..w.len() {
                 y[i].write(x[i] * r * w[i]);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// [`rms_norm`] in place, on the calling thread.
+    pub fn rms_norm_in_place(x: &mut [f32], w: &[f32], eps: f32) {
+        for x in x.chunks_exact_mut(w.len()) {
+            let r = inverse_rms(x, eps);
+            for i in 0..w.len() {
+                x[i] = x[i] * r * w[i];
             }
         }
     }
@@ -106,6 +124,15 @@ multiversion! {
     fn swiglu_chunk(gate: &[f32], up: &[f32], y: &mut [MaybeUninit<f32>]) {
         for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
             y.write(g * sigmoid(*g) * u);
+        }
+    }
+}
+
+multiversion! {
+    /// [`swiglu`] in place of `gate`, on the calling thread.
+    pub fn swiglu_in_place(gate: &mut [f32], up: &[f32]) {
+        for (g, u) in gate.iter_mut().zip(up) {
+            *g = *g * sigmoid(*g) * u;
         }
     }
 }

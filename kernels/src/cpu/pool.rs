@@ -3,14 +3,21 @@
 //! A token's worth of inference is hundreds of parallel loops of a few microseconds each; waking a sleeping thread
 //! takes longer than most of them. Workers therefore keep looking for the next loop for [`SPIN`] and only then go to
 //! sleep. The caller takes part in its own loop, so a loop is finished even if no worker ever wakes.
+//!
+//! A loop costs a handful of atomic operations and no allocation: it lies in one of a few places ([`Place`]), from which
+//! threads take its numbers; a caller that finds all places taken runs its loop alone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long a worker looks for the next loop before it sleeps.
 const SPIN: Duration = Duration::from_micros(150);
+
+/// Loops that may be shared out at a time: as many callers as a process usually has, and loops within their loops.
+const PLACES: usize = 8;
 
 /// Threads that take part in a loop, the caller among them: as many as rayon's.
 pub fn threads() -> usize {
@@ -23,18 +30,18 @@ pub fn threads() -> usize {
 /// With the panic of any call, after all the others have ended.
 pub fn for_each(count: usize, f: impl Fn(usize) + Sync) {
     let pool = pool();
-    if count <= 1 || pool.workers == 0 {
+    let taken = (count > 1 && count < 1 << COUNT_BITS && pool.workers > 0).then(|| pool.shared.take_place());
+    let Some(place) = taken.flatten() else {
         return (0..count).for_each(f);
-    }
-    let loop_ = Arc::new(Loop::new(count, &f));
-    pool.shared.publish(&loop_);
-    loop_.work();
-    pool.shared.withdraw(&loop_);
-    loop_.wait();
-    // `f` may be borrowed no longer: every call of it has returned, and no worker starts another.
-    if loop_.panicked.load(Ordering::Acquire) {
-        let panic = loop_.panic.lock().expect("no panic is raised while it is held").take();
-        resume_unwind(panic.unwrap_or_else(|| Box::new("a parallel loop panicked")));
+    };
+    let loop_ = Loop { body: &f, count, panic: Mutex::new(None) };
+    pool.shared.publish(place, &loop_);
+    place.work();
+    place.wait(count);
+    // Every call of `f` has returned and no number of it is left: nobody looks at `loop_` any more.
+    place.taken.store(false, Ordering::Release);
+    if let Some(panic) = loop_.panic.into_inner().expect("nothing panics while it is held") {
+        resume_unwind(panic);
     }
 }
 
@@ -83,65 +90,87 @@ impl<T> Base<T> {
     }
 }
 
-/// A parallel loop in progress.
-struct Loop {
-    /// The body, with its lifetime erased: called only for numbers below `count`, and all of those calls have
-    /// returned before [`for_each`] does.
-    body: *const (dyn Fn(usize) + Sync),
+/// A parallel loop in progress, on its caller's stack.
+struct Loop<'a> {
+    body: &'a (dyn Fn(usize) + Sync),
     count: usize,
-    /// Next number to be taken.
-    next: AtomicUsize,
-    /// Calls that have returned.
-    done: AtomicUsize,
-    panicked: AtomicBool,
+    /// Of the call that panicked last.
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
 
-// SAFETY: the body is `Sync`; it is only reached through `work`, see `body`.
-unsafe impl Send for Loop {}
-// SAFETY: as above.
-unsafe impl Sync for Loop {}
+impl Loop<'_> {
+    fn call(&self, i: usize) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.body)(i))) {
+            *self.panic.lock().expect("nothing panics while it is held") = Some(panic);
+        }
+    }
+}
 
-impl Loop {
-    fn new<'a>(count: usize, body: &'a (dyn Fn(usize) + Sync + 'a)) -> Self {
-        // SAFETY: only the lifetime changes; `for_each` keeps the borrow alive for as long as calls are made.
-        let body: *const (dyn Fn(usize) + Sync + 'static) =
-            unsafe { std::mem::transmute(std::ptr::from_ref(body)) };
+/// Bits of a ticket that count what is left of a loop.
+const COUNT_BITS: u32 = 24;
+const COUNT: u64 = (1 << COUNT_BITS) - 1;
+
+/// Where a loop lies while its numbers are given out.
+#[repr(align(128))]
+struct Place {
+    /// Whether a caller has it.
+    taken: AtomicBool,
+    /// The low [`COUNT_BITS`] say how many numbers are left, the rest how many loops have lain here: numbers are taken by
+    /// exchanging a ticket for the next lower one, which fails if it is another loop's.
+    ticket: AtomicU64,
+    /// The [`Loop`], of the lifetime that the loop has.
+    loop_: AtomicPtr<Loop<'static>>,
+    /// Calls that have returned.
+    done: AtomicUsize,
+}
+
+impl Place {
+    const fn new() -> Self {
         Self {
-            body,
-            count,
-            next: AtomicUsize::new(0),
+            taken: AtomicBool::new(false),
+            ticket: AtomicU64::new(0),
+            loop_: AtomicPtr::new(null_mut()),
             done: AtomicUsize::new(0),
-            panicked: AtomicBool::new(false),
-            panic: Mutex::new(None),
         }
     }
 
-    /// Takes numbers until none is left.
-    fn work(&self) {
-        loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= self.count {
-                return;
+    /// Puts a loop here. The place is the caller's and no numbers are left in it.
+    fn put(&self, loop_: &Loop<'_>) {
+        let before = self.ticket.load(Ordering::Relaxed);
+        self.done.store(0, Ordering::Relaxed);
+        // Release: whoever sees this loop sees that no number of the one before was left, and fails to take one.
+        self.loop_.store(std::ptr::from_ref(loop_).cast_mut().cast(), Ordering::Release);
+        let number = (before >> COUNT_BITS).wrapping_add(1);
+        self.ticket.store(number << COUNT_BITS | loop_.count as u64, Ordering::Release);
+    }
+
+    /// Takes numbers until none is left. Returns whether it got one.
+    fn work(&self) -> bool {
+        let mut ticket = self.ticket.load(Ordering::Acquire);
+        let mut worked = false;
+        while ticket & COUNT > 0 {
+            let loop_ = self.loop_.load(Ordering::Acquire);
+            match self.ticket.compare_exchange_weak(ticket, ticket - 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    // SAFETY: the ticket was still the one that was seen before `loop_` was loaded, so it is the loop
+                    // that lay here then. Its caller leaves it alive until as many calls have returned as it has
+                    // numbers, and this one has not.
+                    let loop_ = unsafe { &*loop_ };
+                    loop_.call(loop_.count - (ticket & COUNT) as usize);
+                    self.done.fetch_add(1, Ordering::Release);
+                    worked = true;
+                    ticket = self.ticket.load(Ordering::Acquire);
+                }
+                Err(now) => ticket = now,
             }
-            // SAFETY: `i < count`, so `for_each` has not returned and the body is alive.
-            let body = unsafe { &*self.body };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(i))) {
-                *self.panic.lock().expect("no panic is raised while it is held") = Some(panic);
-                self.panicked.store(true, Ordering::Release);
-            }
-            self.done.fetch_add(1, Ordering::Release);
         }
+        worked
     }
 
-    fn exhausted(&self) -> bool {
-        self.next.load(Ordering::Relaxed) >= self.count
-    }
-
-    /// Until all calls have returned.
-    fn wait(&self) {
+    /// Until `count` calls have returned.
+    fn wait(&self, count: usize) {
         let mut turns = 0u32;
-        while self.done.load(Ordering::Acquire) < self.count {
+        while self.done.load(Ordering::Acquire) < count {
             turns += 1;
             // A worker that was taken off its core needs ours.
             if turns.is_multiple_of(4096) { std::thread::yield_now() } else { std::hint::spin_loop() }
@@ -153,34 +182,31 @@ impl Loop {
 struct Shared {
     /// Grows with every loop published: what spinning workers watch.
     published: AtomicUsize,
-    state: Mutex<State>,
+    places: [Place; PLACES],
+    /// Workers that are asleep or about to be.
+    sleeping: AtomicUsize,
+    /// Held by workers that fall asleep and by callers that wake them.
+    bed: Mutex<()>,
     wake: Condvar,
 }
 
-#[derive(Default)]
-struct State {
-    loops: Vec<Arc<Loop>>,
-    sleeping: usize,
-}
-
 impl Shared {
-    fn publish(&self, loop_: &Arc<Loop>) {
-        let mut state = self.state.lock().expect("nothing panics while it is held");
-        state.loops.push(loop_.clone());
-        self.published.fetch_add(1, Ordering::Release);
-        if state.sleeping > 0 {
+    /// A place for a loop, if one is free.
+    fn take_place(&self) -> Option<&Place> {
+        let free = |place: &&Place| {
+            !place.taken.load(Ordering::Relaxed) && !place.taken.swap(true, Ordering::Acquire)
+        };
+        self.places.iter().find(free)
+    }
+
+    fn publish(&self, place: &Place, loop_: &Loop<'_>) {
+        place.put(loop_);
+        // Sequentially consistent, as in `sleep`: either this sees the sleeper or the sleeper sees this.
+        self.published.fetch_add(1, Ordering::SeqCst);
+        if self.sleeping.load(Ordering::SeqCst) > 0 {
+            drop(self.bed.lock().expect("nothing panics while it is held"));
             self.wake.notify_all();
         }
-    }
-
-    fn withdraw(&self, loop_: &Arc<Loop>) {
-        let mut state = self.state.lock().expect("nothing panics while it is held");
-        state.loops.retain(|l| !Arc::ptr_eq(l, loop_));
-    }
-
-    fn find(&self) -> Option<Arc<Loop>> {
-        let state = self.state.lock().expect("nothing panics while it is held");
-        state.loops.iter().find(|l| !l.exhausted()).cloned()
     }
 
     /// A worker's life.
@@ -188,9 +214,7 @@ impl Shared {
         let mut seen = 0;
         loop {
             seen = self.next_after(seen);
-            while let Some(loop_) = self.find() {
-                loop_.work();
-            }
+            while self.places.iter().any(Place::work) {}
         }
     }
 
@@ -212,13 +236,12 @@ impl Shared {
     }
 
     fn sleep(&self, seen: usize) -> usize {
-        let mut state = self.state.lock().expect("nothing panics while it is held");
-        state.sleeping += 1;
-        // `published` changes under the lock only, so no wake-up is missed.
-        while self.published.load(Ordering::Acquire) == seen {
-            state = self.wake.wait(state).expect("nothing panics while it is held");
+        let mut bed = self.bed.lock().expect("nothing panics while it is held");
+        self.sleeping.fetch_add(1, Ordering::SeqCst);
+        while self.published.load(Ordering::SeqCst) == seen {
+            bed = self.wake.wait(bed).expect("nothing panics while it is held");
         }
-        state.sleeping -= 1;
+        self.sleeping.fetch_sub(1, Ordering::SeqCst);
         self.published.load(Ordering::Acquire)
     }
 }
@@ -234,7 +257,9 @@ fn pool() -> &'static Pool {
     POOL.get_or_init(|| {
         let shared = Arc::new(Shared {
             published: AtomicUsize::new(0),
-            state: Mutex::new(State::default()),
+            places: [const { Place::new() }; PLACES],
+            sleeping: AtomicUsize::new(0),
+            bed: Mutex::new(()),
             wake: Condvar::new(),
         });
         let wanted = rayon::current_num_threads().saturating_sub(1);

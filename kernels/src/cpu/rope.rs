@@ -75,3 +75,23 @@ multiversion! {
         }
     }
 }
+
+/// Rotates every head of some rows in place, on the calling thread; `first` is the first one's line in the table.
+pub fn rope_in_place(x: &mut [f32], heads: usize, table: &RotaryTable, first: usize) {
+    let rows = x.len() / (heads * table.half * 2).max(1);
+    let lines = first * table.half..(first + rows) * table.half;
+    rotate_in_place(x, heads, table.half, &table.cos[lines.clone()], &table.sin[lines]);
+}
+
+multiversion! {
+    fn rotate_in_place(x: &mut [f32], heads: usize, half: usize, cos: &[f32], sin: &[f32]) {
+        for (i, x) in x.chunks_exact_mut(2 * half).enumerate() {
+            let line = i / heads * half;
+            let (cos, sin) = (&cos[line..][..half], &sin[line..][..half]);
+            let (x1, x2) = x.split_at_mut(half);
+            for j in 0..half {
+                (x1[j], x2[j]) = (x1[j] * cos[j] - x2[j] * sin[j], x2[j] * cos[j] + x1[j] * sin[j]);
+            }
+        }
+    }
+}

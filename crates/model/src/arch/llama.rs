@@ -7,6 +7,7 @@ use crate::context::AttentionContext;
 use crate::layers::{Attention, Embedding, GatedMlp, Head, RmsNorm};
 use crate::source::WeightSource;
 use burn::tensor::Tensor;
+use hearth_kernels::cpu::block::BlockWeights;
 use hearth_weights::config::ModelConfig;
 
 /// Registry line.
@@ -31,12 +32,12 @@ impl Architecture for Llama {
 
     fn block(&self, i: usize, weights: &mut dyn WeightSource) -> Result<Box<dyn Block>, Error> {
         let (c, name) = (&self.config, format!("model.layers.{i}"));
-        Ok(Box::new(LlamaBlock {
-            attention_norm: RmsNorm::load(weights, &format!("{name}.input_layernorm"), c.hidden_size, c)?,
-            attention: Attention::load(weights, &format!("{name}.self_attn"), i, c)?,
-            mlp_norm: RmsNorm::load(weights, &format!("{name}.post_attention_layernorm"), c.hidden_size, c)?,
-            mlp: GatedMlp::load(weights, &format!("{name}.mlp"), c)?,
-        }))
+        let attention_norm = RmsNorm::load(weights, &format!("{name}.input_layernorm"), c.hidden_size, c)?;
+        let attention = Attention::load(weights, &format!("{name}.self_attn"), i, c)?;
+        let mlp_norm = RmsNorm::load(weights, &format!("{name}.post_attention_layernorm"), c.hidden_size, c)?;
+        let mlp = GatedMlp::load(weights, &format!("{name}.mlp"), c)?;
+        let fused = attention.fuse(&attention_norm, &mlp_norm, &mlp);
+        Ok(Box::new(LlamaBlock { attention_norm, attention, mlp_norm, mlp, fused }))
     }
 
     fn head(&self, weights: &mut dyn WeightSource) -> Result<Head, Error> {
@@ -52,11 +53,16 @@ struct LlamaBlock {
     attention: Attention,
     mlp_norm: RmsNorm,
     mlp: GatedMlp,
+    fused: Option<BlockWeights>,
 }
 
 impl Block for LlamaBlock {
     fn forward(&self, x: Tensor<2>, context: &mut dyn AttentionContext) -> Tensor<2> {
         let h = x.clone() + self.attention.forward(self.attention_norm.forward(x), context);
         h.clone() + self.mlp.forward(self.mlp_norm.forward(h), context)
+    }
+
+    fn fused(&self) -> Option<&BlockWeights> {
+        self.fused.as_ref()
     }
 }

@@ -7,6 +7,7 @@ use crate::context::AttentionContext;
 use crate::layers::{Embedding, Head};
 use crate::source::WeightSource;
 use burn::tensor::Tensor;
+use hearth_kernels::cpu::block::BlockWeights;
 use hearth_weights::config::ModelConfig;
 
 /// A decoder-only language model, as parts that the caller puts in a loop.
@@ -30,6 +31,11 @@ pub trait Architecture: Send + Sync {
 pub trait Block: Send + Sync {
     /// `x`: `[rows, d_model]` → the same shape.
     fn forward(&self, x: Tensor<2>, context: &mut dyn AttentionContext) -> Tensor<2>;
+
+    /// The same block for inference in one piece, with the same bits, if its weights allow that.
+    fn fused(&self) -> Option<&BlockWeights> {
+        None
+    }
 }
 
 /// An architecture family: the HF `model_type`s it serves and its constructor.

@@ -1,10 +1,12 @@
 //! Rotary grouped-query self-attention.
 
-use super::{Linear, RmsNorm};
+use super::{GatedMlp, Linear, RmsNorm};
 use crate::Error;
 use crate::context::AttentionContext;
 use crate::source::WeightSource;
 use burn::tensor::Tensor;
+use hearth_kernels::cpu::block::BlockWeights;
+use hearth_kernels::cpu::kv::KvLayout;
 use hearth_kernels::{AttentionSpec, rope};
 use hearth_weights::config::ModelConfig;
 
@@ -44,6 +46,29 @@ impl Attention {
             kv_heads: c.num_kv_heads,
             head_dim: c.head_dim,
             spec: AttentionSpec { scale: (c.head_dim as f32).powf(-0.5), window: c.sliding_window[layer] },
+        })
+    }
+
+    /// The block that this attention and an MLP make, in one piece; `None` unless all of their matrices multiply 8-bit
+    /// activations.
+    pub(crate) fn fuse(&self, norm: &RmsNorm, mlp_norm: &RmsNorm, mlp: &GatedMlp) -> Option<BlockWeights> {
+        let (q, k) = (self.q.projection()?, self.k.projection()?);
+        let (v, o) = (self.v.projection()?, self.o.projection()?);
+        let [gate, up, down] = mlp.projections()?;
+        Some(BlockWeights {
+            attention_norm: norm.gain(),
+            q,
+            k,
+            v,
+            o,
+            qk_norm: self.qk_norm.as_ref().map(|(q, k)| [q.gain(), k.gain()]),
+            mlp_norm: mlp_norm.gain(),
+            gate,
+            up,
+            down,
+            heads: self.heads,
+            layout: KvLayout { kv_heads: self.kv_heads, head_dim: self.head_dim },
+            spec: self.spec,
         })
     }
 

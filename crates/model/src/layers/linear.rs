@@ -4,6 +4,7 @@ use crate::context::AttentionContext;
 use burn::tensor::{Device, Tensor};
 use hearth_kernels as kernels;
 use hearth_kernels::PackedMatrix;
+use hearth_kernels::cpu::block::Projection;
 use std::sync::Arc;
 
 /// A weight matrix `[out, in]` in one of the forms a source may hold it.
@@ -60,6 +61,11 @@ impl Matrix {
             Matrix::Shape(_) => unreachable!("a recorded shape has no weights"),
         }
     }
+}
+
+/// A vector of weights in memory.
+pub(super) fn floats(x: Tensor<1>) -> Vec<f32> {
+    x.into_data().convert::<f32>().try_into_vec().expect("converted")
 }
 
 /// A low-rank adapter (LoRA, arXiv 2106.09685): adds `scale · B·A·dropout(x)`.
@@ -121,6 +127,17 @@ impl Linear {
     pub fn named(mut self, name: &str) -> Self {
         self.name = Some(name.into());
         self
+    }
+
+    /// The layer as [`kernels::cpu::block`] takes it; `None` unless it is a matrix that multiplies 8-bit activations, without
+    /// adapter.
+    pub(crate) fn projection(&self) -> Option<Projection> {
+        match (&self.weight, &self.lora) {
+            (Matrix::Packed(matrix), None) => {
+                Projection::new(matrix.clone(), self.bias.as_ref().map(|b| floats(b.clone())))
+            }
+            _ => None,
+        }
     }
 
     /// `x`: `[rows, in]` → `[rows, out]`.

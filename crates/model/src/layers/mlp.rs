@@ -5,6 +5,7 @@ use crate::Error;
 use crate::context::AttentionContext;
 use crate::source::WeightSource;
 use burn::tensor::Tensor;
+use hearth_kernels::cpu::block::Projection;
 use hearth_kernels::swiglu;
 use hearth_weights::config::ModelConfig;
 
@@ -24,6 +25,11 @@ impl GatedMlp {
             up: w.linear(&format!("{name}.up_proj"), [inner, outer], c.mlp_bias)?,
             down: w.linear(&format!("{name}.down_proj"), [outer, inner], c.mlp_bias)?,
         })
+    }
+
+    /// Gate, up and down, if all of them are [`Projection`]s.
+    pub(crate) fn projections(&self) -> Option<[Projection; 3]> {
+        Some([self.gate.projection()?, self.up.projection()?, self.down.projection()?])
     }
 
     /// `x`: `[rows, d_model]` → the same shape.

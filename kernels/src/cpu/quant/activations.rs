@@ -3,7 +3,7 @@
 //! A block is scaled by its own largest magnitude, so a row's bytes depend on that row alone.
 
 use super::BLOCK;
-use rayon::prelude::*;
+use crate::cpu::pool;
 
 /// Fewest rows worth waking other threads for.
 const PARALLEL_ROWS: usize = 32;
@@ -26,28 +26,44 @@ pub struct Int8Rows {
 impl Int8Rows {
     /// Quantizes `[rows, columns]`; `columns` is a multiple of 32.
     pub fn quantize(x: &[f32], columns: usize) -> Self {
-        assert!(columns > 0 && columns.is_multiple_of(BLOCK), "{columns} columns are not whole blocks");
-        let (rows, blocks) = (x.len() / columns, columns / BLOCK);
-        let mut out = Self {
-            rows,
-            blocks,
-            quants: vec![0; rows * columns],
-            scales: vec![0.0; rows * blocks],
-            sums: vec![[0; 2]; rows * blocks],
-        };
-        if rows < PARALLEL_ROWS {
-            quantize(x, &mut out.quants, &mut out.scales, &mut out.sums);
-        } else {
-            let per_task = rows.div_ceil(4 * rayon::current_num_threads());
-            let parts = out.quants.par_chunks_mut(per_task * columns);
-            let parts = parts.zip(out.scales.par_chunks_mut(per_task * blocks));
-            let parts = parts.zip(out.sums.par_chunks_mut(per_task * blocks));
-            parts.zip(x.par_chunks(per_task * columns)).for_each(|(((quants, scales), sums), x)| {
-                quantize(x, quants, scales, sums);
-            });
-        }
-        out
+        let mut rows = Self::default();
+        rows.fill(x, columns);
+        rows
     }
+
+    /// As [`Self::quantize`], in place of what was here before.
+    pub fn fill(&mut self, x: &[f32], columns: usize) {
+        self.resize(x.len() / columns.max(1), columns);
+        if self.rows < PARALLEL_ROWS {
+            return quantize(x, &mut self.quants, &mut self.scales, &mut self.sums);
+        }
+        let per_task = self.rows.div_ceil(4 * pool::threads());
+        let blocks = per_task * self.blocks;
+        let mut parts: Vec<_> = self
+            .quants
+            .chunks_mut(per_task * columns)
+            .zip(self.scales.chunks_mut(blocks).zip(self.sums.chunks_mut(blocks)))
+            .zip(x.chunks(per_task * columns))
+            .collect();
+        pool::for_each_chunk(&mut parts, 1, |_, part| {
+            let ((quants, (scales, sums)), x) = &mut part[0];
+            quantize(x, quants, scales, sums);
+        });
+    }
+
+    fn resize(&mut self, rows: usize, columns: usize) {
+        assert!(columns > 0 && columns.is_multiple_of(BLOCK), "{columns} columns are not whole blocks");
+        (self.rows, self.blocks) = (rows, columns / BLOCK);
+        resize(&mut self.quants, rows * columns);
+        resize(&mut self.scales, rows * self.blocks);
+        resize(&mut self.sums, rows * self.blocks);
+    }
+}
+
+/// To exactly `len` elements, with no more memory than the most that were ever asked for.
+pub(crate) fn resize<T: Clone + Default>(x: &mut Vec<T>, len: usize) {
+    x.reserve_exact(len.saturating_sub(x.len()));
+    x.resize(len, T::default());
 }
 
 /// Whole blocks of `x`, one after another.

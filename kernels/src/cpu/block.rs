@@ -1,0 +1,240 @@
+//! A transformer block on 8-bit activations, computed in one piece for inference.
+//!
+//! Op by op ([`crate`]) every result becomes a tensor of its own; while a sequence generates, that takes as long as a
+//! third of the products. Here the same arithmetic, bit for bit, runs in a few parallel loops over memory that stays from
+//! block to block: products with the same input share its rounding and one loop, the gate is applied and the residual
+//! stream added to where a product's outputs are written.
+
+use super::attention::{AttentionSpec, SequenceRows};
+use super::attention_paged::{Scratch, attend};
+use super::kv::KvLayout;
+use super::packed::{PackedMatrix, each_panel};
+use super::pointwise::{rms_norm_in_place, rms_norm_into, swiglu_in_place};
+use super::pool;
+use super::quant::activations::{Int8Rows, resize};
+use super::rope::{RotaryTable, rope_in_place};
+use super::shared::Shared;
+use super::simd::LANES;
+use super::stored::Stored;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Fewest floats worth sharing out between threads.
+const PARALLEL: usize = 1 << 13;
+
+/// A pre-norm block of rotary grouped-query attention and a gated MLP.
+#[derive(Debug)]
+pub struct BlockWeights {
+    /// Before the attention.
+    pub attention_norm: Gain,
+    /// `d_model` → `heads · head_dim`.
+    pub q: Projection,
+    /// `d_model` → `kv_heads · head_dim`.
+    pub k: Projection,
+    /// As `k`.
+    pub v: Projection,
+    /// `heads · head_dim` → `d_model`.
+    pub o: Projection,
+    /// Of each head of q and of k, where a model has them.
+    pub qk_norm: Option<[Gain; 2]>,
+    /// Before the MLP.
+    pub mlp_norm: Gain,
+    /// `d_model` → inner width.
+    pub gate: Projection,
+    /// As `gate`.
+    pub up: Projection,
+    /// Inner width → `d_model`.
+    pub down: Projection,
+    /// Query heads.
+    pub heads: usize,
+    /// Heads of keys and values.
+    pub layout: KvLayout,
+    /// Scale and window.
+    pub spec: AttentionSpec,
+}
+
+/// A norm's gain and what is added to the mean square.
+#[derive(Clone, Debug)]
+pub struct Gain {
+    /// `[width]`.
+    pub gain: Vec<f32>,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// A matrix that multiplies 8-bit activations, and perhaps a bias.
+#[derive(Clone, Debug)]
+pub struct Projection {
+    matrix: Arc<PackedMatrix>,
+    bias: Option<Vec<f32>>,
+}
+
+impl Projection {
+    /// `None` if the matrix multiplies floats.
+    pub fn new(matrix: Arc<PackedMatrix>, bias: Option<Vec<f32>>) -> Option<Self> {
+        assert!(bias.as_ref().is_none_or(|b| b.len() == matrix.rows()), "a bias per output");
+        matrix.is_int8().then_some(Self { matrix, bias })
+    }
+
+    fn outputs(&self) -> usize {
+        self.matrix.rows()
+    }
+
+    /// A panel's outputs for some rows: `put(row, first output, outputs)`.
+    fn panel(
+        &self,
+        panel: usize,
+        x: &Int8Rows,
+        rows: Range<usize>,
+        mut put: impl FnMut(usize, usize, &[f32]),
+    ) {
+        self.matrix.multiply_panel(panel, x, rows, &mut |row, column, sums| match &self.bias {
+            None => put(row, column, sums),
+            Some(bias) => {
+                let mut biased = [0.0; LANES];
+                for (y, (sum, bias)) in biased.iter_mut().zip(sums.iter().zip(&bias[column..])) {
+                    *y = sum + bias;
+                }
+                put(row, column, &biased[..sums.len()]);
+            }
+        });
+    }
+}
+
+/// Memory that a pass needs besides the residual stream; it grows to the largest pass.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    normed: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    attended: Vec<f32>,
+    gated: Vec<f32>,
+    rounded: Int8Rows,
+}
+
+/// The rows of a pass and where their keys and values go.
+pub struct Pass<'a, T> {
+    /// A line per row.
+    pub rotary: &'a RotaryTable,
+    /// They cover the rows in order.
+    pub sequences: &'a [SequenceRows],
+    /// The layer's blocks of keys and values.
+    pub cache: &'a mut [T],
+    /// Attention's memory.
+    pub scratch: &'a mut Scratch,
+}
+
+impl BlockWeights {
+    /// Adds to the residual stream `x`, `[rows, d_model]`, what the block makes of it.
+    pub fn forward<T: Stored>(&self, x: &mut [f32], pass: Pass<T>, space: &mut Workspace) {
+        let rows = x.len() / self.o.outputs();
+        assert_eq!(rows, pass.rotary.rows(), "block: rows of x and of the rotary table");
+        self.project_qkv(x, rows, space);
+        self.rotate(pass.rotary, space);
+        let width = self.layout.kv_heads * self.layout.head_dim;
+        for s in pass.sequences {
+            let range = s.rows.start * width..s.rows.end * width;
+            let (k, v) = (&space.k[range.clone()], &space.v[range]);
+            self.layout.write(pass.cache, &s.table, s.first_position, k, v);
+        }
+        resize(&mut space.attended, space.q.len());
+        let out = &mut space.attended;
+        attend(self.layout, pass.cache, pass.sequences, &space.q, self.heads, self.spec, pass.scratch, out);
+        add(&self.o, &space.attended, &mut space.rounded, x);
+        self.project_gated(x, space);
+        add(&self.down, &space.gated, &mut space.rounded, x);
+    }
+
+    fn project_qkv(&self, x: &[f32], rows: usize, space: &mut Workspace) {
+        self.attention_norm.apply(x, &mut space.normed);
+        space.rounded.fill(&space.normed, self.attention_norm.gain.len());
+        let (projections, x) = ([&self.q, &self.k, &self.v], &space.rounded);
+        let mut outputs = [&mut space.q, &mut space.k, &mut space.v];
+        for (y, projection) in outputs.iter_mut().zip(projections) {
+            resize(y, rows * projection.outputs());
+        }
+        let outputs = outputs.map(|y| Shared::new(y));
+        let panels = projections.map(|p| p.matrix.panels());
+        let work = projections.iter().map(|p| p.matrix.work(rows)).sum();
+        each_panel(panels.iter().sum(), work, x, |number, rows| {
+            let (mut which, mut panel) = (0, number);
+            while panel >= panels[which] {
+                (which, panel) = (which + 1, panel - panels[which]);
+            }
+            let (projection, y) = (projections[which], outputs[which]);
+            projection.panel(panel, x, rows, |row, column, sums| {
+                // SAFETY: row `row`, columns of this unit's own panel.
+                let y = unsafe { y.part(row * projection.outputs() + column, sums.len()) };
+                y.copy_from_slice(sums);
+            });
+        });
+    }
+
+    /// Norms and rotates the heads of q and k.
+    fn rotate(&self, table: &RotaryTable, space: &mut Workspace) {
+        let Workspace { q, k, .. } = space;
+        for (x, heads, gain) in [(q, self.heads, 0), (k, self.layout.kv_heads, 1)] {
+            let width = heads * self.layout.head_dim;
+            each_rows(x, width, |first, x| {
+                if let Some(norms) = &self.qk_norm {
+                    rms_norm_in_place(x, &norms[gain].gain, norms[gain].eps);
+                }
+                rope_in_place(x, heads, table, first);
+            });
+        }
+    }
+
+    fn project_gated(&self, x: &[f32], space: &mut Workspace) {
+        self.mlp_norm.apply(x, &mut space.normed);
+        space.rounded.fill(&space.normed, self.mlp_norm.gain.len());
+        let (inner, x) = (self.gate.outputs(), &space.rounded);
+        resize(&mut space.gated, x.rows * inner);
+        let y = Shared::new(&mut space.gated);
+        let work = self.gate.matrix.work(x.rows) + self.up.matrix.work(x.rows);
+        each_panel(self.gate.matrix.panels(), work, x, |panel, rows| {
+            // SAFETY: row `row`, columns of this unit's own panel.
+            let place = |row: usize, column: usize, len: usize| unsafe { y.part(row * inner + column, len) };
+            self.gate.panel(panel, x, rows.clone(), |row, column, gate| {
+                place(row, column, gate.len()).copy_from_slice(gate);
+            });
+            self.up.panel(panel, x, rows, |row, column, up| {
+                swiglu_in_place(place(row, column, up.len()), up);
+            });
+        });
+    }
+}
+
+/// `y += projection(x)`.
+fn add(projection: &Projection, x: &[f32], rounded: &mut Int8Rows, y: &mut [f32]) {
+    rounded.fill(x, projection.matrix.columns());
+    let (x, y) = (&*rounded, Shared::new(y));
+    each_panel(projection.matrix.panels(), projection.matrix.work(x.rows), x, |panel, rows| {
+        projection.panel(panel, x, rows, |row, column, sums| {
+            // SAFETY: row `row`, columns of this unit's own panel.
+            let y = unsafe { y.part(row * projection.outputs() + column, sums.len()) };
+            for (y, sum) in y.iter_mut().zip(sums) {
+                *y += sum;
+            }
+        });
+    });
+}
+
+impl Gain {
+    /// Norms the rows of `x` into `y`.
+    fn apply(&self, x: &[f32], y: &mut Vec<f32>) {
+        resize(y, x.len());
+        each_rows(y, self.gain.len(), |first, y| {
+            rms_norm_into(&x[first * self.gain.len()..][..y.len()], &self.gain, self.eps, y);
+        });
+    }
+}
+
+/// Calls `each(first row, some rows)`, in parallel where there is enough to do.
+fn each_rows(x: &mut [f32], width: usize, each: impl Fn(usize, &mut [f32]) + Sync) {
+    let rows = (PARALLEL / width.max(1)).clamp(1, x.len().max(1));
+    if x.len() <= PARALLEL {
+        return each(0, x);
+    }
+    pool::for_each_chunk(x, rows * width, |i, x| each(i * rows, x));
+}
