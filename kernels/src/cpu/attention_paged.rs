@@ -13,9 +13,10 @@
 
 use super::attention::{AttentionSpec, Keys, SequenceRows, softmax};
 use super::kv::{KV_BLOCK, KvLayout};
+use super::lanes::{Load, leveled};
 use super::pool;
 use super::shared::Shared;
-use super::simd::{LANES, Lanes, Level, fma, level};
+use super::simd::{LANES, Lanes, fma};
 use super::stored::Stored;
 use crate::multiversion;
 use std::ops::Range;
@@ -251,79 +252,6 @@ multiversion! {
     }
 }
 
-/// How sixteen stored numbers become floats: one way per instruction set.
-trait Load {
-    /// # Safety
-    /// The instruction set is there.
-    unsafe fn lanes<T: Stored>(from: &[T]) -> Lanes;
-}
-
-struct Plain;
-#[cfg(target_arch = "x86_64")]
-struct Avx2;
-#[cfg(target_arch = "x86_64")]
-struct Avx512;
-
-impl Load for Plain {
-    #[inline(always)]
-    unsafe fn lanes<T: Stored>(from: &[T]) -> Lanes {
-        let from = &from[..LANES];
-        let mut lanes = [0.0; LANES];
-        for i in 0..LANES {
-            lanes[i] = from[i].widen();
-        }
-        lanes
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Load for Avx2 {
-    #[inline(always)]
-    unsafe fn lanes<T: Stored>(from: &[T]) -> Lanes {
-        // SAFETY: 16 elements behind the slice, the caller's instruction set; two registers are 16 floats.
-        unsafe { std::mem::transmute(T::load8x2(from[..LANES].as_ptr())) }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Load for Avx512 {
-    #[inline(always)]
-    unsafe fn lanes<T: Stored>(from: &[T]) -> Lanes {
-        // SAFETY: 16 elements behind the slice, the caller's instruction set; a register is 16 floats.
-        unsafe { std::mem::transmute(T::load16(from[..LANES].as_ptr(), 0xffff)) }
-    }
-}
-
-/// Compiles a kernel that loads stored numbers for every instruction set, and picks one at run time.
-macro_rules! leveled {
-    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
-        $(#[$meta])*
-        fn $name<T: Stored>($($arg: $ty),*) $(-> $ret)? {
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2<T: Stored>($($arg: $ty),*) $(-> $ret)? {
-                $body::<T, Avx2>($($arg),*)
-            }
-
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-            fn avx512<T: Stored>($($arg: $ty),*) $(-> $ret)? {
-                $body::<T, Avx512>($($arg),*)
-            }
-
-            match level() {
-                Level::Portable => $body::<T, Plain>($($arg),*),
-                // SAFETY: `level` names only what this CPU has.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => unsafe { avx2::<T>($($arg),*) },
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => unsafe { avx512::<T>($($arg),*) },
-            }
-        }
-    };
-}
-
 leveled! {
     /// Dot products of a tile's vectors with all keys of some blocks, `[vectors][positions]`: a chain over the head
     /// dimension.
@@ -447,6 +375,7 @@ fn values_of<T: Stored, L: Load, const H: usize, const G: usize>(
 #[cfg(test)]
 mod tests {
     use super::super::attention;
+    use super::super::simd::Level;
     use super::super::simd::limit;
     use super::*;
     use half::f16;

@@ -8,6 +8,7 @@
 //! (one chain over ascending columns); or in integers, with activations rounded to 8 bits block by block.
 
 use super::decoded::{Plain, Transposed};
+use super::few_rows::{FewRows, PANELS};
 use super::gemm::{Elems, Output, View, gemm_columns};
 use super::pages::{Arena, Image, LINE, Piece};
 use super::pool;
@@ -26,8 +27,6 @@ use std::sync::Arc;
 const STRIP: usize = 64;
 /// From this many rows of activations on the dense product is faster, which decodes every panel once.
 const GEMM_ROWS: usize = 16;
-/// Most rows of activations per micro-tile.
-const MAX_TILE: usize = 6;
 /// Bytes of 8-bit activations that go through all panels of a task before the next: they stay in the second-level
 /// cache.
 const ROWS_BYTES: usize = 192 << 10;
@@ -288,54 +287,48 @@ impl PackedMatrix {
             return gemm_columns(m, self.rows, self.columns, x, &Transposed(self), y, false);
         }
         y.fill(0.0);
-        let packed = pack_activations(x, m, self.columns);
+        let x = FewRows::pack(x, self.columns);
         let out = Output { ptr: y.as_mut_ptr(), columns: self.rows };
         // Four panels at a time keep enough independent chains in flight when there are few rows of x.
-        let quads = self.rows.div_ceil(4 * LANES);
+        let quads = self.rows.div_ceil(PANELS * LANES);
         let per_task = quads.div_ceil(8 * pool::threads());
-        let per_task = per_task.max((1 << 14) / (4 * LANES * self.columns * m).max(1)).max(1);
+        let per_task = per_task.max((1 << 14) / (PANELS * LANES * self.columns * m).max(1)).max(1);
         pool::for_each(quads.div_ceil(per_task), |task| {
-            let mut buffer = [0.0; 4 * STRIP * LANES];
+            let mut buffer = [0.0; PANELS * STRIP * LANES];
             for quad in task * per_task..((task + 1) * per_task).min(quads) {
-                self.multiply_quad(quad, &packed, m, &mut buffer, out);
+                self.multiply_quad(quad, &x, &mut buffer, out);
             }
         });
     }
 
-    fn multiply_quad(&self, quad: usize, x: &[f32], m: usize, buffer: &mut [f32], out: Output) {
-        let first = quad * 4;
-        let count = (self.rows.div_ceil(LANES) - first).min(4);
-        for from in (0..self.columns).step_by(STRIP) {
-            let len = STRIP.min(self.columns - from);
-            let panels = self.strip(first, count, from, len, buffer);
-            let strip = Strip { from, len, columns: self.columns, panels, count };
-            strip.multiply(x, m, first * LANES, self.rows, out);
+    /// Four panels from `4 · quad` on: whole if they are stored as floats, else decoded some columns at a time.
+    fn multiply_quad(&self, quad: usize, x: &FewRows, buffer: &mut [f32], out: Output) {
+        let first = quad * PANELS;
+        let count = (self.panels() - first).min(PANELS);
+        match &self.panels {
+            Panels::F32(image) => x.multiply(&self.floats::<f32>(image, first, count), 0, first, out),
+            Panels::F16(image) => x.multiply(&self.floats::<f16>(image, first, count), 0, first, out),
+            Panels::Bf16(image) => x.multiply(&self.floats::<bf16>(image, first, count), 0, first, out),
+            Panels::Quant(panels) => {
+                for from in (0..self.columns).step_by(STRIP) {
+                    let len = STRIP.min(self.columns - from) * LANES;
+                    for (p, buffer) in buffer.chunks_mut(STRIP * LANES).take(count).enumerate() {
+                        panels.decode(first + p, from, &mut buffer[..len]);
+                    }
+                    let mut strips = [&buffer[..0]; PANELS];
+                    for (strip, buffer) in strips.iter_mut().zip(buffer.chunks(STRIP * LANES)).take(count) {
+                        *strip = &buffer[..len];
+                    }
+                    x.multiply(&strips[..count], from, first, out);
+                }
+            }
         }
     }
 
-    /// `len` columns from `from` on of `count` panels: in place if stored as f32, else decoded into `buffer`.
-    fn strip<'a>(
-        &'a self,
-        first: usize,
-        count: usize,
-        from: usize,
-        len: usize,
-        buffer: &'a mut [f32],
-    ) -> [&'a [f32]; 4] {
-        let mut panels: [&[f32]; 4] = [&[]; 4];
-        if let Panels::F32(x) = &self.panels {
-            for (p, panel) in panels[..count].iter_mut().enumerate() {
-                *panel = &elements::<f32>(x)[((first + p) * self.columns + from) * LANES..][..len * LANES];
-            }
-        } else {
-            for (p, (panel, buffer)) in
-                panels[..count].iter_mut().zip(buffer.chunks_mut(STRIP * LANES)).enumerate()
-            {
-                self.decode(first + p, from, &mut buffer[..len * LANES]);
-                *panel = &buffer[..len * LANES];
-            }
-        }
-        panels
+    /// `count` panels of an image of floats.
+    fn floats<'a, T: Pod>(&self, image: &'a Image, first: usize, count: usize) -> Vec<&'a [T]> {
+        let len = self.columns * LANES;
+        elements(image)[first * len..][..count * len].chunks_exact(len).collect()
     }
 
     /// `dx = dy·w`: a chain over ascending rows of `w`. `dy`: `[m, rows]`, `dx`: `[m, columns]`.
@@ -381,147 +374,6 @@ pub(super) fn each_panel(
             }
         }
     });
-}
-
-/// A strip of columns of up to four decoded panels.
-struct Strip<'a> {
-    from: usize,
-    len: usize,
-    columns: usize,
-    panels: [&'a [f32]; 4],
-    count: usize,
-}
-
-impl Strip<'_> {
-    /// Adds the strip's share of `x·wᵀ` to columns `j..` of the output.
-    fn multiply(&self, x: &[f32], m: usize, j: usize, limit: usize, out: Output) {
-        for i in (0..m).step_by(MAX_TILE) {
-            let rows = MAX_TILE.min(m - i);
-            // Packed tiles are as wide as they have rows.
-            let a = &x[i * self.columns + self.from * rows..][..self.len * rows];
-            match rows {
-                1 => self.tiles::<1, 4>(a, i, j, limit, out),
-                2 => self.tiles::<2, 2>(a, i, j, limit, out),
-                3 => self.tiles::<3, 2>(a, i, j, limit, out),
-                4 => self.tiles::<4, 1>(a, i, j, limit, out),
-                5 => self.tiles::<5, 1>(a, i, j, limit, out),
-                _ => self.tiles::<6, 1>(a, i, j, limit, out),
-            }
-        }
-    }
-
-    /// `R` rows of `x` by all panels, `P` at a time.
-    fn tiles<const R: usize, const P: usize>(
-        &self,
-        a: &[f32],
-        i: usize,
-        j: usize,
-        limit: usize,
-        out: Output,
-    ) {
-        let mut p = 0;
-        while p < self.count {
-            if p + P <= self.count {
-                self.tile::<R, P>(p, a, i, j, limit, out);
-                p += P;
-            } else {
-                self.tile::<R, 1>(p, a, i, j, limit, out);
-                p += 1;
-            }
-        }
-    }
-
-    fn tile<const R: usize, const P: usize>(
-        &self,
-        p: usize,
-        a: &[f32],
-        i: usize,
-        j: usize,
-        limit: usize,
-        out: Output,
-    ) {
-        let panels: [&[f32]; P] = self.panels[p..p + P].try_into().expect("P panels");
-        let mut acc = [[[0.0; LANES]; P]; R];
-        let column = |q: usize| j + (p + q) * LANES;
-        for (r, acc) in acc.iter_mut().enumerate() {
-            for (q, acc) in acc.iter_mut().enumerate() {
-                let count = LANES.min(limit - column(q));
-                // SAFETY: row `i + r`, columns of this task's own panels, clipped to the matrix.
-                let y = unsafe {
-                    std::slice::from_raw_parts(out.ptr.add((i + r) * out.columns + column(q)), count)
-                };
-                acc[..count].copy_from_slice(y);
-            }
-        }
-        chains::<R, P>(a, panels, &mut acc);
-        for (r, acc) in acc.iter().enumerate() {
-            for (q, acc) in acc.iter().enumerate() {
-                let count = LANES.min(limit - column(q));
-                // SAFETY: as above; no other task touches these columns.
-                let y = unsafe {
-                    std::slice::from_raw_parts_mut(out.ptr.add((i + r) * out.columns + column(q)), count)
-                };
-                y.copy_from_slice(&acc[..count]);
-            }
-        }
-    }
-}
-
-/// `R·P` groups of chains over the strip's columns, kept in registers.
-fn chains<const R: usize, const P: usize>(a: &[f32], panels: [&[f32]; P], acc: &mut [[[f32; LANES]; P]; R]) {
-    #[inline(always)]
-    fn body<const R: usize, const P: usize>(
-        a: &[f32],
-        panels: [&[f32]; P],
-        acc: &mut [[[f32; LANES]; P]; R],
-    ) {
-        let mut sums = *acc;
-        for (k, a) in a.chunks_exact(R).enumerate() {
-            for p in 0..P {
-                let b: &[f32; LANES] = panels[p][k * LANES..][..LANES].try_into().expect("LANES");
-                for r in 0..R {
-                    for i in 0..LANES {
-                        sums[r][p][i] = a[r].mul_add(b[i], sums[r][p][i]);
-                    }
-                }
-            }
-        }
-        *acc = sums;
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn avx2<const R: usize, const P: usize>(
-        a: &[f32],
-        panels: [&[f32]; P],
-        acc: &mut [[[f32; LANES]; P]; R],
-    ) {
-        body(a, panels, acc);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    if super::simd::avx2() {
-        // SAFETY: the features were detected on this CPU.
-        return unsafe { avx2(a, panels, acc) };
-    }
-    body(a, panels, acc);
-}
-
-/// `[m, columns]` → tiles of up to six rows, `[columns][rows of the tile]` each.
-fn pack_activations(x: &[f32], m: usize, columns: usize) -> Vec<f32> {
-    if m == 1 {
-        return x.to_vec();
-    }
-    let mut packed = vec![0.0; m * columns];
-    packed.par_chunks_mut(MAX_TILE * columns).zip(x.par_chunks(MAX_TILE * columns)).for_each(|(out, x)| {
-        let rows = x.len() / columns;
-        for (r, row) in x.chunks_exact(columns).enumerate() {
-            for (k, v) in row.iter().enumerate() {
-                out[k * rows + r] = *v;
-            }
-        }
-    });
-    packed
 }
 
 /// Row-major items of `size` source elements → `[panel][item][16]`, missing rows zero.
