@@ -135,6 +135,46 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         }
     }
 
+    fn swiglu_project(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct SwiGluLinear;
+        impl<B: FusedOps> Backward<B, 3> for SwiGluLinear {
+            type State = [NodeId; 3];
+            fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, saved: &mut Checkpointer) {
+                let dy = grads.consume::<B>(&ops.node);
+                let [gate, up, w]: [FloatTensor<B>; 3] = ops.state.map(|id| saved.retrieve_node_output(id));
+                let [gate_node, up_node, w_node] = ops.parents;
+                if let Some(node) = w_node {
+                    let gated = B::swiglu(gate.clone(), up.clone());
+                    grads.register::<B>(node.id, B::project_backward_w(gated, dy.clone()));
+                }
+                if gate_node.is_some() || up_node.is_some() {
+                    let (dgate, dup) = B::swiglu_backward(gate, up, B::project_backward_x(w, dy));
+                    for (node, gradient) in [(gate_node, dgate), (up_node, dup)] {
+                        if let Some(node) = node {
+                            grads.register::<B>(node.id, gradient);
+                        }
+                    }
+                }
+            }
+        }
+        match SwiGluLinear.prepare::<C>([gate.node(), up.node(), w.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = [&gate, &up, &w].map(|x| prep.checkpoint(x));
+                let (gate, up) = (gate.into_primitive(), up.into_primitive());
+                prep.finish(state, B::swiglu_project(gate, up, w.into_primitive()))
+            }
+            OpsKind::UnTracked(prep) => {
+                let (gate, up) = (gate.into_primitive(), up.into_primitive());
+                prep.finish(B::swiglu_project(gate, up, w.into_primitive()))
+            }
+        }
+    }
+
     fn causal_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,

@@ -70,6 +70,14 @@ pub trait FusedOps: Backend {
         composed::swiglu_backward::<Self>(gate, up, dy)
     }
 
+    fn swiglu_project(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::project(Self::swiglu(gate, up), w)
+    }
+
     fn causal_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,

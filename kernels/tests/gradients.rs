@@ -164,6 +164,29 @@ fn swiglu_matches_f64() {
     });
 }
 
+#[test]
+fn swiglu_linear_matches_f64_and_has_the_bits_of_its_two_ops() {
+    let (rows, inner, out) = (6, 11, 5);
+    let reference = |x: &[Vec<f64>]| -> Vec<f64> {
+        let gated = |i: usize| x[0][i] / (1.0 + (-x[0][i]).exp()) * x[1][i];
+        let product =
+            |r: usize, o: usize| (0..inner).map(|k| gated(r * inner + k) * x[2][o * inner + k]).sum();
+        (0..rows).flat_map(|r| (0..out).map(move |o| product(r, o))).collect()
+    };
+    let sizes = [rows * inner, rows * inner, out * inner];
+    let run = |op: &dyn Fn(Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>, x: &[Vec<f32>], c: &[f32]| {
+        let shapes = [[rows, inner], [rows, inner], [out, inner]];
+        let x: Vec<_> = x.iter().zip(shapes).map(|(x, shape)| tracked(x, shape)).collect();
+        let (y, mut g) = backward(op(x[0].clone(), x[1].clone(), x[2].clone()), c);
+        (y, x.iter().map(|x| floats(x.grad_remove(&mut g).unwrap())).collect::<Vec<_>>())
+    };
+    check("swiglu_linear", &sizes, &reference, &|x, c| {
+        let fused = run(&|gate, up, w| kernels::swiglu_linear(gate, up, w), x, c);
+        assert_eq!(fused, run(&|gate, up, w| kernels::linear(kernels::swiglu(gate, up), w), x, c));
+        fused
+    });
+}
+
 /// Plain attention in f64; `x` = q, k, v.
 fn attention_f64(
     x: &[Vec<f64>],

@@ -129,6 +129,18 @@ impl Linear {
         self
     }
 
+    /// Its matrix, if that is all it consists of and a gradient is wanted for it.
+    pub(super) fn trained(&self) -> Option<Tensor<2>> {
+        match self {
+            Linear { weight: Matrix::Dense(w), bias: None, lora: None, name: None }
+                if w.is_require_grad() =>
+            {
+                Some(w.clone())
+            }
+            _ => None,
+        }
+    }
+
     /// The layer as [`kernels::cpu::block`] takes it; `None` unless it is a matrix that multiplies 8-bit activations, without
     /// adapter.
     pub(crate) fn projection(&self) -> Option<Projection> {

@@ -6,7 +6,7 @@ use crate::context::AttentionContext;
 use crate::source::WeightSource;
 use burn::tensor::Tensor;
 use hearth_kernels::cpu::block::Projection;
-use hearth_kernels::swiglu;
+use hearth_kernels::{swiglu, swiglu_linear};
 use hearth_weights::config::ModelConfig;
 
 /// `down(silu(gate(x)) · up(x))` (SwiGLU, arXiv 2002.05202).
@@ -35,6 +35,9 @@ impl GatedMlp {
     /// `x`: `[rows, d_model]` → the same shape.
     pub fn forward(&self, x: Tensor<2>, context: &mut dyn AttentionContext) -> Tensor<2> {
         let (gate, up) = (self.gate.forward(x.clone(), context), self.up.forward(x, context));
-        self.down.forward(swiglu(gate, up), context)
+        match self.down.trained() {
+            Some(w) => swiglu_linear(gate, up, w),
+            None => self.down.forward(swiglu(gate, up), context),
+        }
     }
 }
