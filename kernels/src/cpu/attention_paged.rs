@@ -289,26 +289,47 @@ fn products_of<T: Stored, L: Load, const H: usize>(
     blocks: &Range<usize>,
     p: &mut [f32],
 ) -> usize {
-    let (line, d) = (blocks.len() * KV_BLOCK, problem.layout.head_dim);
-    let mut q: [&[f32]; H] = [&[]; H];
-    for h in 0..H {
-        q[h] = &problem.q[tile.vectors[first + h].at..][..d];
-    }
-    for (t, block) in blocks.clone().enumerate() {
-        let k = problem.layout.keys(problem.data, tile.table[block], tile.kv_head);
-        let mut acc = [[0.0; LANES]; H];
-        for (i, k) in k.chunks_exact(LANES).take(d).enumerate() {
-            // SAFETY: the instruction set that the caller was compiled for and runs on.
-            let k = unsafe { L::lanes(k) };
-            for h in 0..H {
-                acc[h] = fma([q[h][i]; LANES], k, acc[h]);
-            }
-        }
-        for h in 0..H {
-            p[(first + h) * line + t * KV_BLOCK..][..LANES].copy_from_slice(&acc[h]);
-        }
+    let mut block = blocks.start;
+    while block < blocks.end {
+        // Up to three vectors alone are too few chains to hide how long an addition takes.
+        block += match H <= 3 && block + 2 <= blocks.end {
+            true => products_with::<T, L, H, 2>(problem, tile, first, blocks, block, p),
+            false => products_with::<T, L, H, 1>(problem, tile, first, blocks, block, p),
+        };
     }
     H
+}
+
+/// `H` vectors with `B` blocks of keys from `block` on. Returns `B`.
+#[inline(always)]
+fn products_with<T: Stored, L: Load, const H: usize, const B: usize>(
+    problem: &Problem<T>,
+    tile: &Tile,
+    first: usize,
+    blocks: &Range<usize>,
+    block: usize,
+    p: &mut [f32],
+) -> usize {
+    let (line, d) = (blocks.len() * KV_BLOCK, problem.layout.head_dim);
+    let q: [&[f32]; H] = std::array::from_fn(|h| &problem.q[tile.vectors[first + h].at..][..d]);
+    let keys: [&[T]; B] = std::array::from_fn(|b| {
+        &problem.layout.keys(problem.data, tile.table[block + b], tile.kv_head)[..d * LANES]
+    });
+    let mut acc = [[[0.0; LANES]; B]; H];
+    for i in 0..d {
+        for b in 0..B {
+            // SAFETY: the instruction set that the caller was compiled for and runs on.
+            let k = unsafe { L::lanes(&keys[b][i * LANES..][..LANES]) };
+            for h in 0..H {
+                acc[h][b] = fma([q[h][i]; LANES], k, acc[h][b]);
+            }
+        }
+    }
+    for h in 0..H {
+        let at = (first + h) * line + (block - blocks.start) * KV_BLOCK;
+        p[at..at + B * LANES].copy_from_slice(acc[h].as_flattened());
+    }
+    B
 }
 
 #[inline(always)]
