@@ -1,6 +1,6 @@
 //! Row-wise and elementwise kernels: RMSNorm, SwiGLU, dropout, embedding gradient.
 
-use super::simd::{LANES, dot, sigmoid};
+use super::simd::{LANES, dot, exp, sigmoid};
 use super::{rows_per_task, to_be_written, written};
 use crate::multiversion;
 use rayon::prelude::*;
@@ -165,6 +165,34 @@ multiversion! {
             let s = sigmoid(gate[i]);
             dup[i].write(dy[i] * gate[i] * s);
             dgate[i].write(dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s)));
+        }
+    }
+}
+
+multiversion! {
+    /// `y = exp((x − best) / temperature)`, on the calling thread: the weights of a softmax.
+    pub fn softmax_weights(x: &[f32], best: f32, temperature: f32, y: &mut [f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = exp((x - best) / temperature);
+        }
+    }
+}
+
+multiversion! {
+    /// The highest of every `block` numbers, `maxima[i]` of `x[i · block..]`; `+∞` where one of them is NaN.
+    pub fn block_maxima(x: &[f32], block: usize, maxima: &mut [f32]) {
+        for (highest, x) in maxima.iter_mut().zip(x.chunks(block)) {
+            let mut lanes = [f32::NEG_INFINITY; LANES];
+            for x in x.chunks(LANES) {
+                for (lane, x) in lanes.iter_mut().zip(x) {
+                    let x = if x.is_nan() { f32::INFINITY } else { *x };
+                    *lane = if x > *lane { x } else { *lane };
+                }
+            }
+            *highest = lanes[0];
+            for lane in lanes {
+                *highest = if lane > *highest { lane } else { *highest };
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! - here: [`Sampler`], one sequence's sampling parameters and what they remember.
 //! - [`logprobs`]: log-probabilities under the raw distribution.
 //! - [`constraint`]: what the output must conform to.
-//! - `candidates`: top-k, top-p and min-p over sorted candidates.
+//! - `candidates`: top-k, top-p, min-p and the draw.
 //! - `random`: one uniform number per (seed, position).
 //!
 //! # Invariants
@@ -19,6 +19,7 @@ mod random;
 
 use crate::api::{Sampling, SubmitError};
 use candidates::Candidates;
+use hearth_kernels::cpu::pointwise::block_maxima;
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -128,16 +129,23 @@ impl Sampler {
 /// # Errors
 /// [`SampleError`] unless some logit is finite and none is NaN or +∞.
 fn best(logits: &[f32]) -> Result<u32, SampleError> {
+    const BLOCK: usize = 64;
+    let mut maxima = vec![0.0; logits.len().div_ceil(BLOCK)];
+    block_maxima(logits, BLOCK, &mut maxima);
     let (mut best, mut highest) = (None, f32::NEG_INFINITY);
-    for (token, &value) in logits.iter().enumerate() {
-        if value.is_nan() || value == f32::INFINITY {
-            return Err(SampleError::NotFinite { token: token as u32, value });
-        }
+    for (block, &value) in maxima.iter().enumerate() {
         if value > highest {
-            (best, highest) = (Some(token as u32), value);
+            (best, highest) = (Some(block), value);
         }
     }
-    best.ok_or(SampleError::NothingPossible)
+    let block = best.ok_or(SampleError::NothingPossible)?;
+    let not_finite = |x: &f32| x.is_nan() || *x == f32::INFINITY;
+    if highest == f32::INFINITY {
+        let token = logits.iter().position(not_finite).expect("it is the highest");
+        return Err(SampleError::NotFinite { token: token as u32, value: logits[token] });
+    }
+    let first = logits[block * BLOCK..].iter().position(|x| *x == highest).expect("it is the highest there");
+    Ok((block * BLOCK + first) as u32)
 }
 
 /// Higher logits first. Zeros of either sign are equal; NaN was refused before anything is ranked.

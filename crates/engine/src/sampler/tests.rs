@@ -81,6 +81,32 @@ fn draws_follow_the_filtered_distribution() {
 }
 
 #[test]
+fn a_temperature_that_is_next_to_nothing_draws_the_best() {
+    for temperature in [1e-40, 1e-20, 1e-6] {
+        let s = sampler(Sampling { temperature, ..Sampling::default() });
+        let filtered = sampler(Sampling { temperature, top_p: 0.9, min_p: 0.1, ..Sampling::default() });
+        for position in 0..50 {
+            assert_eq!(s.choose(&[1.0, 3.0, -1.0, f32::NEG_INFINITY], position), Ok(1));
+            assert_eq!(filtered.choose(&[1.0, 3.0, -1.0, f32::NEG_INFINITY], position), Ok(1));
+        }
+    }
+}
+
+#[test]
+fn the_best_of_a_large_vocabulary_is_found_wherever_it_is() {
+    let greedy = sampler(Sampling { temperature: 0.0, ..Sampling::default() });
+    let one = sampler(Sampling { top_k: 1, ..Sampling::default() });
+    for at in [0, 63, 64, 9_999, 10_006] {
+        let mut logits = row(5, 10_007);
+        logits[at] = 50.0;
+        assert_eq!(greedy.choose(&logits, at), Ok(at as u32));
+        assert_eq!(one.choose(&logits, at), Ok(at as u32));
+        logits[at] = f32::NAN;
+        assert!(greedy.choose(&logits, 0).unwrap_err().to_string().contains(&format!("token {at} is NaN")));
+    }
+}
+
+#[test]
 fn a_draw_depends_on_seed_and_position_alone() {
     let (logits, other) = (row(1, 300), row(2, 300));
     let s = sampler(Sampling { seed: Some(9), top_p: 0.95, ..Sampling::default() });
