@@ -2,7 +2,7 @@
 //! set this CPU has: `cargo bench --package hearth-benches --bench ops`.
 use hearth_kernels::cpu::attention::AttentionSpec;
 use hearth_kernels::cpu::attention_backward::{Gradients, Inputs, Shape, attend_backward};
-use hearth_kernels::cpu::attention_paged::{Scratch, attend};
+use hearth_kernels::cpu::attention_paged::{Blocks, Scratch, attend};
 use hearth_kernels::cpu::gemm::Elems;
 use hearth_kernels::cpu::kv::KvLayout;
 use hearth_kernels::cpu::loss::{HeadWeights, Problem, cross_entropy};
@@ -46,7 +46,8 @@ fn main() {
         report("rope", &mut || drop(black_box(rope(&q, HEADS, &table, false))));
         report("attention", &mut || {
             let mut y = vec![0.0; q.len()];
-            attend(LAYOUT, &cache, &sequences, &q, HEADS, spec, &mut Scratch::default(), &mut y);
+            let kv = Blocks { layout: LAYOUT, data: &cache, scales: &[] };
+            attend(kv, &sequences, &q, HEADS, spec, &mut Scratch::default(), &mut y);
             black_box(y);
         });
         report("attention backward", &mut || {

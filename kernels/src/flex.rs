@@ -2,7 +2,7 @@
 
 use crate::cpu::attention::{AttentionSpec, SequenceRows};
 use crate::cpu::attention_backward::{Gradients, Inputs, Shape, attend_backward};
-use crate::cpu::attention_paged::{Scratch, attend};
+use crate::cpu::attention_paged::{Blocks, Scratch, attend};
 use crate::cpu::gemm;
 use crate::cpu::gemm::{Elems, View};
 use crate::cpu::kv::{KV_BLOCK, KvLayout};
@@ -177,7 +177,8 @@ impl FusedOps for Flex {
         }
         let mut y = vec![0.0; rows * heads * d];
         let mut scratch = Scratch::default();
-        attend(layout, &cache, &sequences, &floats(&q), heads, spec, &mut scratch, &mut y);
+        let kv = Blocks { layout, data: &cache, scales: &[] };
+        attend(kv, &sequences, &floats(&q), heads, spec, &mut scratch, &mut y);
         tensor(y, [rows, heads, d], q.dtype())
     }
 

@@ -7,14 +7,14 @@ pub use crate::cpu::block::{BlockWeights, Workspace};
 
 use crate::RotaryTable;
 use crate::cpu::attention::AttentionSpec;
-use crate::cpu::attention_paged::{self, Scratch};
-use crate::cpu::block::Pass;
+use crate::cpu::attention_paged::{self, Blocks, Scratch};
+use crate::cpu::block::Projected;
 use crate::cpu::kv::KvLayout;
 use crate::cpu::pages::on_huge_pages;
 use crate::cpu::stored::Stored;
 use burn::tensor::{Tensor, TensorData};
-use half::f16;
 use half::vec::HalfBitsVecExt;
+use half::{bf16, f16};
 
 /// What a cache stores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,13 +24,23 @@ pub enum KvType {
     F32,
     /// Rounded to half precision: half the bytes to hold and to read.
     F16,
+    /// The same bytes with f32's range and 8 bits of precision.
+    Bf16,
+    /// Each head of a token's key or value as 8-bit whole numbers with a scale: little more than a quarter of the bytes.
+    Int8,
 }
 
 impl KvType {
-    fn bytes(self) -> usize {
+    /// Every one with the name it goes by.
+    pub const ALL: [(&'static str, Self); 4] =
+        [("f32", Self::F32), ("f16", Self::F16), ("bf16", Self::Bf16), ("int8", Self::Int8)];
+
+    /// Bytes of a block in one layer.
+    fn block_bytes(self, layout: KvLayout) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F32 => 4 * layout.block_len(),
+            Self::F16 | Self::Bf16 => 2 * layout.block_len(),
+            Self::Int8 => layout.block_len() + size_of::<f32>() * layout.scales_len(),
         }
     }
 }
@@ -45,6 +55,9 @@ pub struct KvCache {
 enum Layers {
     F32(Vec<Vec<f32>>),
     F16(Vec<Vec<f16>>),
+    Bf16(Vec<Vec<bf16>>),
+    /// Numbers and scales.
+    Int8(Vec<(Vec<i8>, Vec<f32>)>),
 }
 
 impl KvCache {
@@ -52,11 +65,15 @@ impl KvCache {
     pub fn new(layers: usize, blocks: usize, kv_heads: usize, head_dim: usize, kind: KvType) -> Self {
         let layout = KvLayout { kv_heads, head_dim };
         let len = blocks * layout.block_len();
+        let halves = || on_huge_pages(vec![0u16; len]);
+        let layers = 0..layers;
         let layers = match kind {
-            KvType::F32 => Layers::F32((0..layers).map(|_| on_huge_pages(vec![0.0; len])).collect()),
-            KvType::F16 => {
-                let layer = |_| on_huge_pages(vec![0u16; len]).reinterpret_into();
-                Layers::F16((0..layers).map(layer).collect())
+            KvType::F32 => Layers::F32(layers.map(|_| on_huge_pages(vec![0.0; len])).collect()),
+            KvType::F16 => Layers::F16(layers.map(|_| halves().reinterpret_into()).collect()),
+            KvType::Bf16 => Layers::Bf16(layers.map(|_| halves().reinterpret_into()).collect()),
+            KvType::Int8 => {
+                let scales = || vec![0.0; blocks * layout.scales_len()];
+                Layers::Int8(layers.map(|_| (on_huge_pages(vec![0; len]), scales())).collect())
             }
         };
         Self { layout, layers, scratch: Scratch::default() }
@@ -69,8 +86,68 @@ impl KvCache {
 
     /// Bytes that [`Self::new`] allocates.
     pub fn bytes(layers: usize, blocks: usize, kv_heads: usize, head_dim: usize, kind: KvType) -> usize {
-        layers * blocks * KvLayout { kv_heads, head_dim }.block_len() * kind.bytes()
+        layers * blocks * kind.block_bytes(KvLayout { kv_heads, head_dim })
     }
+
+    /// Writes the rows' keys and values, then attends.
+    fn attend(
+        &mut self,
+        layer: usize,
+        sequences: &[SequenceRows],
+        rows: Projected,
+        spec: AttentionSpec,
+        y: &mut [f32],
+    ) {
+        let Self { layout, layers, scratch } = self;
+        match layers {
+            Layers::F32(layers) => attend(*layout, &mut layers[layer], sequences, rows, spec, scratch, y),
+            Layers::F16(layers) => attend(*layout, &mut layers[layer], sequences, rows, spec, scratch, y),
+            Layers::Bf16(layers) => attend(*layout, &mut layers[layer], sequences, rows, spec, scratch, y),
+            Layers::Int8(layers) => {
+                let (data, scales) = &mut layers[layer];
+                for (s, k, v) in by_sequence(*layout, sequences, rows) {
+                    layout.write_scaled(data, scales, &s.table, s.first_position, k, v);
+                }
+                let kv = Blocks { layout: *layout, data, scales };
+                attention_paged::attend(kv, sequences, rows.q, heads(*layout, rows), spec, scratch, y);
+            }
+        }
+    }
+}
+
+/// As [`KvCache::attend`], where numbers are stored without scales.
+fn attend<T: Stored>(
+    layout: KvLayout,
+    data: &mut [T],
+    sequences: &[SequenceRows],
+    rows: Projected,
+    spec: AttentionSpec,
+    scratch: &mut Scratch,
+    y: &mut [f32],
+) {
+    for (s, k, v) in by_sequence(layout, sequences, rows) {
+        layout.write(data, &s.table, s.first_position, k, v);
+    }
+    let kv = Blocks { layout, data, scales: &[] };
+    attention_paged::attend(kv, sequences, rows.q, heads(layout, rows), spec, scratch, y);
+}
+
+/// Query heads.
+fn heads(layout: KvLayout, rows: Projected) -> usize {
+    rows.q.len() * layout.kv_heads / rows.k.len().max(1)
+}
+
+/// Each sequence's keys and values.
+fn by_sequence<'a>(
+    layout: KvLayout,
+    sequences: &'a [SequenceRows],
+    rows: Projected<'a>,
+) -> impl Iterator<Item = (&'a SequenceRows, &'a [f32], &'a [f32])> {
+    let width = layout.kv_heads * layout.head_dim;
+    sequences.iter().map(move |s| {
+        let range = s.rows.start * width..s.rows.end * width;
+        (s, &rows.k[range.clone()], &rows.v[range])
+    })
 }
 
 /// Writes the rows' keys and values to the cache, then attends each row over its sequence so far.
@@ -88,12 +165,7 @@ pub fn attention_paged(
     let ([rows, heads, d], device) = (q.dims(), q.device());
     let [q, k, v] = [q, k, v].map(|x| x.into_data().try_into_vec::<f32>().expect("inference runs in f32"));
     let mut y = vec![0.0; rows * heads * d];
-    let KvCache { layout, layers, scratch } = cache;
-    let values = Values { q: &q, k: &k, v: &v, heads };
-    match layers {
-        Layers::F32(layers) => values.attend(*layout, &mut layers[layer], sequences, spec, scratch, &mut y),
-        Layers::F16(layers) => values.attend(*layout, &mut layers[layer], sequences, spec, scratch, &mut y),
-    }
+    cache.attend(layer, sequences, Projected { q: &q, k: &k, v: &v }, spec, &mut y);
     Tensor::from_data(TensorData::new(y, [rows, heads, d]), &device)
 }
 
@@ -110,43 +182,8 @@ pub fn block(
 ) -> Tensor<2> {
     let (shape, device) = (x.dims(), x.device());
     let mut x = x.into_data().try_into_vec::<f32>().expect("inference runs in f32");
-    let KvCache { layers, scratch, .. } = cache;
-    match layers {
-        Layers::F32(layers) => {
-            let cache = &mut layers[layer];
-            weights.forward(&mut x, Pass { rotary, sequences, cache, scratch }, space);
-        }
-        Layers::F16(layers) => {
-            let cache = &mut layers[layer];
-            weights.forward(&mut x, Pass { rotary, sequences, cache, scratch }, space);
-        }
-    }
+    weights.forward(&mut x, rotary, space, |projected, y| {
+        cache.attend(layer, sequences, projected, weights.spec, y);
+    });
     Tensor::from_data(TensorData::new(x, shape), &device)
-}
-
-/// A layer's queries, keys and values.
-struct Values<'a> {
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-    heads: usize,
-}
-
-impl Values<'_> {
-    fn attend<T: Stored>(
-        &self,
-        layout: KvLayout,
-        data: &mut [T],
-        sequences: &[SequenceRows],
-        spec: AttentionSpec,
-        scratch: &mut Scratch,
-        y: &mut [f32],
-    ) {
-        let width = layout.kv_heads * layout.head_dim;
-        for s in sequences {
-            let range = s.rows.start * width..s.rows.end * width;
-            layout.write(data, &s.table, s.first_position, &self.k[range.clone()], &self.v[range]);
-        }
-        attention_paged::attend(layout, data, sequences, self.q, self.heads, spec, scratch, y);
-    }
 }

@@ -3,7 +3,6 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use half::f16;
 use hearth_kernels::cpu::block::{BlockWeights, Gain, Projection};
-use hearth_kernels::cpu::kv::KvLayout;
 use hearth_kernels::paged::{KV_BLOCK, KvCache, KvType, SequenceRows, Workspace, attention_paged, block};
 use hearth_kernels::{
     Activations, AttentionSpec, PackedMatrix, RotaryTable, linear_packed, rms_norm, rope, swiglu,
@@ -101,7 +100,8 @@ impl Weights {
             up,
             down,
             heads: self.case.heads,
-            layout: KvLayout { kv_heads: self.case.kv_heads, head_dim: self.case.head_dim },
+            kv_heads: self.case.kv_heads,
+            head_dim: self.case.head_dim,
             spec: self.spec(),
         }
     }
@@ -181,7 +181,7 @@ fn a_block_in_one_piece_has_the_bits_of_the_ops_one_by_one() {
     let cases = [
         plain,
         Case { bias: true, kv: KvType::F32, ..plain },
-        Case { qk_norm: true, heads: 8, head_dim: 8, kv_heads: 1, ..plain },
+        Case { qk_norm: true, heads: 8, head_dim: 8, kv_heads: 1, kv: KvType::Int8, ..plain },
         // Widths that are no whole panels, more dimensions in the heads than in the stream, a window.
         Case { d: 32, heads: 3, kv_heads: 3, head_dim: 32, inner: 96, bias: true, window: Some(9), ..plain },
     ];

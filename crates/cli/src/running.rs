@@ -6,7 +6,9 @@ use crate::open::Model;
 use crate::ui::{Ui, bytes};
 use anyhow::bail;
 use hearth_engine::api::{Adapter, Event, FinishReason, Request, Sampling};
-use hearth_engine::{Activations, Engine, EngineConfig, EngineHandle, LoadedModel, Speculation};
+use hearth_engine::{
+    Activations, Arithmetic, Engine, EngineConfig, EngineHandle, KvType, LoadedModel, Speculation,
+};
 use hearth_memory::{Budget, Ledger, Tier};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -30,6 +32,10 @@ pub struct ModelArgs {
     /// [default: int8; eval and logits: f32]
     #[arg(long, value_name = "TYPE", value_parser = activations)]
     pub activations: Option<Activations>,
+    /// What the KV cache stores: f32, f16, bf16, or int8 (a scale per token and head; half the bytes of f16)
+    /// [default: f16 for quantized weights with int8 activations, else f32]
+    #[arg(long, value_name = "TYPE", value_parser = kv_type)]
+    pub kv_dtype: Option<KvType>,
     /// Check a bundle's golden prompts before anything else
     #[arg(long)]
     pub verify_golden: bool,
@@ -115,7 +121,8 @@ impl ModelArgs {
             verify_golden(&self.model, &model, ui)?;
         }
         let activations = self.activations.unwrap_or(activations);
-        let loaded = LoadedModel::load(&model.files, activations, &Ledger::new(budget), &|_| ())?;
+        let arithmetic = Arithmetic { activations, kv_type: self.kv_dtype };
+        let loaded = LoadedModel::load(&model.files, arithmetic, &Ledger::new(budget), &|_| ())?;
         Ok((model, loaded))
     }
 }
@@ -126,6 +133,16 @@ fn activations(text: &str) -> Result<Activations, String> {
         "int8" => Ok(Activations::Int8),
         _ => Err("must be f32 or int8".to_owned()),
     }
+}
+
+/// A KV cache's number format by its name.
+///
+/// # Errors
+/// The names there are.
+pub fn kv_type(text: &str) -> Result<KvType, String> {
+    let found = KvType::ALL.into_iter().find(|(name, _)| *name == text);
+    let names = || KvType::ALL.map(|(name, _)| name).join(", ");
+    found.map(|(_, kind)| kind).ok_or_else(|| format!("must be one of {}", names()))
 }
 
 fn verify_golden(path: &Path, model: &Model, ui: &Ui) -> anyhow::Result<()> {

@@ -24,6 +24,21 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// What a model computes with where the weights leave a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// What quantized weights multiply.
+    pub activations: Activations,
+    /// What the KV cache stores. `None` = halves where activations are rounded anyway, f32 elsewhere.
+    pub kv_type: Option<KvType>,
+}
+
+impl From<Activations> for Arithmetic {
+    fn from(activations: Activations) -> Self {
+        Self { activations, kv_type: None }
+    }
+}
+
 /// How far loading is, in bytes as held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadProgress {
@@ -99,7 +114,7 @@ impl ResidentWeights {
     ) -> Result<Self, Error> {
         let parts = Part::all(arch, files)?;
         let total = parts.iter().map(|p| p.bytes).sum();
-        footprint::check_weights(arch.config(), kv_type(&parts, activations), total, ledger)?;
+        footprint::check_weights(arch.config(), kv_type(&parts, activations.into()), total, ledger)?;
         Self::read(parts, files, activations, ledger, progress)
     }
 
@@ -239,10 +254,11 @@ fn matrix_of(matrix: Option<PackedMatrix>, activations: Activations) -> Weight {
     Weight::Matrix(Arc::new(matrix.with_activations(activations)))
 }
 
-/// What the KV cache of such weights stores: halves where the arithmetic rounds activations anyway.
-pub(crate) fn kv_type(parts: &[Part], activations: Activations) -> KvType {
-    let rounds = activations == Activations::Int8 && parts.iter().any(|p| p.format.block_len() > 1);
-    if rounds { KvType::F16 } else { KvType::F32 }
+/// What the KV cache of such weights stores.
+pub(crate) fn kv_type(parts: &[Part], arithmetic: Arithmetic) -> KvType {
+    let rounds =
+        arithmetic.activations == Activations::Int8 && parts.iter().any(|p| p.format.block_len() > 1);
+    arithmetic.kv_type.unwrap_or(if rounds { KvType::F16 } else { KvType::F32 })
 }
 
 /// Whether a format keeps its size in panels; the others are held as f32.
@@ -270,19 +286,21 @@ pub(crate) struct Parts {
 }
 
 impl LoadedModel {
-    /// Loads a model's weights, charging the ledger; quantized ones will multiply `activations`. `progress` may be called from several threads.
+    /// Loads a model's weights, charging the ledger. `progress` may be called from several threads.
     ///
     /// # Errors
     /// As [`ResidentWeights::load`], and for an unknown architecture.
     pub fn load(
         files: &ModelFiles,
-        activations: Activations,
+        arithmetic: impl Into<Arithmetic>,
         ledger: &Ledger,
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<Self, Error> {
+        let arithmetic = arithmetic.into();
+        let activations = arithmetic.activations;
         let arch = architecture(&files.config)?;
         let parts = Part::all(arch.as_ref(), files)?;
-        let kv_type = kv_type(&parts, activations);
+        let kv_type = kv_type(&parts, arithmetic);
         let total = parts.iter().map(|p| p.bytes).sum();
         match footprint::check_weights(arch.config(), kv_type, total, ledger) {
             Err(Error::TooSmall(_)) if may_stream(ledger) => {

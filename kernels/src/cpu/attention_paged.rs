@@ -1,6 +1,7 @@
 //! Attention through the paged KV cache: the arithmetic of [`super::attention::attend`], cut for inference.
 //!
-//! The cache stores f32 or 16-bit numbers; they are widened as they are read, so the arithmetic is the same.
+//! The cache stores f32 or 16-bit numbers; they are widened as they are read, so the arithmetic is the same. Numbers of 8
+//! bits have a scale per token: a key's multiplies its product, a value's its weight.
 //!
 //! - *A prompt* has many rows. Some of them and all query heads that share a KV head are a *tile*: keys and values are
 //!   loaded once for all of its vectors.
@@ -47,12 +48,21 @@ pub fn scratch_bytes(context: usize) -> usize {
     (tile.max(SCORES) + pool::threads() * tile) * size_of::<f32>()
 }
 
-/// Attention of every row over its sequence's keys up to itself. `q`, `out`: `[rows, heads, head_dim]`; `data`: KV
-/// blocks in which the rows' own keys are written already. The sequences' rows follow one another from 0.
-#[allow(clippy::too_many_arguments)]
+/// KV blocks, and the scales of their numbers: none where these are as they are.
+#[derive(Clone, Copy)]
+pub struct Blocks<'a, T> {
+    /// As [`KvLayout`] has them.
+    pub layout: KvLayout,
+    /// The numbers.
+    pub data: &'a [T],
+    /// Their scales, or nothing.
+    pub scales: &'a [f32],
+}
+
+/// Attention of every row over its sequence's keys up to itself. `q`, `out`: `[rows, heads, head_dim]`; in `kv` the rows'
+/// own keys are written already. The sequences' rows follow one another from 0.
 pub fn attend<T: Stored>(
-    layout: KvLayout,
-    data: &[T],
+    kv: Blocks<T>,
     sequences: &[SequenceRows],
     q: &[f32],
     heads: usize,
@@ -60,8 +70,10 @@ pub fn attend<T: Stored>(
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
+    let Blocks { layout, data, scales } = kv;
     assert_eq!((q.len(), heads % layout.kv_heads), (out.len(), 0), "attention: shapes");
-    let problem = Problem { layout, data, q, group: heads / layout.kv_heads, heads, scale: spec.scale };
+    let problem =
+        Problem { layout, data, scales, q, group: heads / layout.kv_heads, heads, scale: spec.scale };
     let rows: usize = sequences.iter().map(|s| s.rows.len()).sum();
     assert!(rows * heads * layout.head_dim <= q.len(), "attention: more rows than queries");
     let tiles = problem.tiles(sequences, spec);
@@ -118,6 +130,8 @@ impl Tile<'_> {
 struct Problem<'a, T> {
     layout: KvLayout,
     data: &'a [T],
+    /// Scales of the numbers, or nothing.
+    scales: &'a [f32],
     q: &'a [f32],
     /// Query heads per KV head.
     group: usize,
@@ -325,6 +339,16 @@ fn products_with<T: Stored, L: Load, const H: usize, const B: usize>(
             }
         }
     }
+    if !problem.scales.is_empty() {
+        for b in 0..B {
+            let scales = problem.layout.key_scales(problem.scales, tile.table[block + b], tile.kv_head);
+            for h in 0..H {
+                for (product, scale) in acc[h][b].iter_mut().zip(scales) {
+                    *product *= scale;
+                }
+            }
+        }
+    }
     for h in 0..H {
         let at = (first + h) * line + (block - blocks.start) * KV_BLOCK;
         p[at..at + B * LANES].copy_from_slice(acc[h].as_flattened());
@@ -367,6 +391,11 @@ fn values_of<T: Stored, L: Load, const H: usize, const G: usize>(
     let mut acc = [[[0.0; LANES]; G]; H];
     for block in tile.blocks.clone() {
         let values = problem.layout.values(problem.data, tile.table[block], tile.kv_head);
+        let mut scales = [1.0; KV_BLOCK];
+        if !problem.scales.is_empty() {
+            let stored = problem.layout.value_scales(problem.scales, tile.table[block], tile.kv_head);
+            scales.copy_from_slice(stored);
+        }
         let positions = block * KV_BLOCK..(block + 1) * KV_BLOCK;
         // Where a vector's range begins or ends, what it does not see must not be touched: it may be anything.
         let mut whole = true;
@@ -380,7 +409,8 @@ fn values_of<T: Stored, L: Load, const H: usize, const G: usize>(
                 let value = unsafe { L::lanes(&value[g * LANES..]) };
                 for h in 0..H {
                     if whole || vectors[h].range.contains(&j) {
-                        let weight = p[(first + h) * line + j - origin];
+                        // Times 1 where there are no scales: the same bits.
+                        let weight = p[(first + h) * line + j - origin] * scales[j % KV_BLOCK];
                         acc[h][g] = fma([weight; LANES], value, acc[h][g]);
                     }
                 }
@@ -405,6 +435,10 @@ mod tests {
 
     fn wave(n: usize, f: f32) -> Vec<f32> {
         (0..n).map(|i| (i as f32 * f).sin()).collect()
+    }
+
+    fn plain<T>(layout: KvLayout, data: &[T]) -> Blocks<'_, T> {
+        Blocks { layout, data, scales: &[] }
     }
 
     /// One row each of many sequences, a prompt, and a row that ends a long sequence.
@@ -432,7 +466,15 @@ mod tests {
                 for window in [None, Some(100)] {
                     let spec = AttentionSpec { scale: 0.2, window };
                     let (mut got, mut want) = (vec![0.0; q.len()], vec![1.0; q.len()]);
-                    attend(layout, &data, &sequences, &q, heads, spec, &mut Scratch::default(), &mut got);
+                    attend(
+                        plain(layout, &data),
+                        &sequences,
+                        &q,
+                        heads,
+                        spec,
+                        &mut Scratch::default(),
+                        &mut got,
+                    );
                     attention::attend(layout, &data, &sequences, &q, heads, spec, &mut want);
                     assert_eq!(got, want, "{heads} {kv_heads} {head_dim} {window:?} {rows}");
                 }
@@ -452,11 +494,55 @@ mod tests {
                 let q = wave(rows * heads * head_dim, 0.11);
                 let spec = AttentionSpec { scale: 0.2, window: None };
                 let mut want = vec![1.0; q.len()];
-                attend(layout, &wide, &sequences, &q, heads, spec, &mut Scratch::default(), &mut want);
+                attend(plain(layout, &wide), &sequences, &q, heads, spec, &mut Scratch::default(), &mut want);
                 for level in Level::present() {
                     limit(Some(level));
                     let mut got = vec![0.0; q.len()];
-                    attend(layout, &halves, &sequences, &q, heads, spec, &mut Scratch::default(), &mut got);
+                    attend(
+                        plain(layout, &halves),
+                        &sequences,
+                        &q,
+                        heads,
+                        spec,
+                        &mut Scratch::default(),
+                        &mut got,
+                    );
+                    assert_eq!(got, want, "{heads} {kv_heads} {head_dim} {level:?}");
+                }
+                limit(None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_cache_of_bytes_gives_the_bits_of_its_scaled_numbers_in_every_instruction_set() {
+        for (heads, kv_heads, head_dim) in SHAPES {
+            let layout = KvLayout { kv_heads, head_dim };
+            let bytes: Vec<i8> =
+                wave(60 * layout.block_len(), 0.37).into_iter().map(|x| i8::narrow(x * 127.0)).collect();
+            // With powers of two it makes no difference where a scale is multiplied with.
+            let scale = |i: usize| [0.5, 2.0, 1.0, 0.125][i % 4];
+            let scales: Vec<f32> = (0..60 * layout.scales_len()).map(scale).collect();
+            let mut wide: Vec<f32> = bytes.iter().map(|q| q.widen()).collect();
+            for (tile, scales) in
+                wide.chunks_exact_mut(layout.tile_len()).zip(scales.chunks_exact(2 * KV_BLOCK))
+            {
+                let (keys, values) = tile.split_at_mut(KV_BLOCK * head_dim);
+                keys.iter_mut().enumerate().for_each(|(i, k)| *k *= scales[i % KV_BLOCK]);
+                let token = |i: usize| KV_BLOCK + i / layout.padded();
+                values.iter_mut().enumerate().for_each(|(i, v)| *v *= scales[token(i)]);
+            }
+            for sequences in batches(60) {
+                let rows: usize = sequences.iter().map(|s| s.rows.len()).sum();
+                let q = wave(rows * heads * head_dim, 0.11);
+                let spec = AttentionSpec { scale: 0.2, window: None };
+                let mut want = vec![1.0; q.len()];
+                attend(plain(layout, &wide), &sequences, &q, heads, spec, &mut Scratch::default(), &mut want);
+                for level in Level::present() {
+                    limit(Some(level));
+                    let mut got = vec![0.0; q.len()];
+                    let kv = Blocks { layout, data: &bytes, scales: &scales };
+                    attend(kv, &sequences, &q, heads, spec, &mut Scratch::default(), &mut got);
                     assert_eq!(got, want, "{heads} {kv_heads} {head_dim} {level:?}");
                 }
                 limit(None);
@@ -473,7 +559,7 @@ mod tests {
         let spec = AttentionSpec { scale: 0.2, window: Some(9) };
         let run = |data: &[f32]| {
             let mut out = vec![0.0; q.len()];
-            attend(layout, data, &sequences, &q, 2, spec, &mut Scratch::default(), &mut out);
+            attend(plain(layout, data), &sequences, &q, 2, spec, &mut Scratch::default(), &mut out);
             out
         };
         let want = run(&data);

@@ -5,9 +5,7 @@
 //! block to block: products with the same input share its rounding and one loop, the gate is applied and the residual
 //! stream added to where a product's outputs are written.
 
-use super::attention::{AttentionSpec, SequenceRows};
-use super::attention_paged::{Scratch, attend};
-use super::kv::KvLayout;
+use super::attention::AttentionSpec;
 use super::packed::{PackedMatrix, each_panel};
 use super::pointwise::{rms_norm_in_place, rms_norm_into, swiglu_in_place};
 use super::pool;
@@ -15,7 +13,6 @@ use super::quant::activations::{Int8Rows, resize};
 use super::rope::{RotaryTable, rope_in_place};
 use super::shared::Shared;
 use super::simd::LANES;
-use super::stored::Stored;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -48,7 +45,9 @@ pub struct BlockWeights {
     /// Query heads.
     pub heads: usize,
     /// Heads of keys and values.
-    pub layout: KvLayout,
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
     /// Scale and window.
     pub spec: AttentionSpec,
 }
@@ -113,34 +112,33 @@ pub struct Workspace {
     rounded: Int8Rows,
 }
 
-/// The rows of a pass and where their keys and values go.
-pub struct Pass<'a, T> {
-    /// A line per row.
-    pub rotary: &'a RotaryTable,
-    /// They cover the rows in order.
-    pub sequences: &'a [SequenceRows],
-    /// The layer's blocks of keys and values.
-    pub cache: &'a mut [T],
-    /// Attention's memory.
-    pub scratch: &'a mut Scratch,
+/// What attention is computed from: the rows' rotated queries and keys, and their values.
+#[derive(Clone, Copy, Debug)]
+pub struct Projected<'a> {
+    /// `[rows, heads, head_dim]`.
+    pub q: &'a [f32],
+    /// `[rows, kv_heads, head_dim]`.
+    pub k: &'a [f32],
+    /// As `k`.
+    pub v: &'a [f32],
 }
 
 impl BlockWeights {
-    /// Adds to the residual stream `x`, `[rows, d_model]`, what the block makes of it.
-    pub fn forward<T: Stored>(&self, x: &mut [f32], pass: Pass<T>, space: &mut Workspace) {
+    /// Adds to the residual stream `x`, `[rows, d_model]`, what the block makes of it. The table has a line per row;
+    /// `attend` writes attention's output, `[rows, heads, head_dim]`.
+    pub fn forward(
+        &self,
+        x: &mut [f32],
+        rotary: &RotaryTable,
+        space: &mut Workspace,
+        attend: impl FnOnce(Projected, &mut [f32]),
+    ) {
         let rows = x.len() / self.o.outputs();
-        assert_eq!(rows, pass.rotary.rows(), "block: rows of x and of the rotary table");
+        assert_eq!(rows, rotary.rows(), "block: rows of x and of the rotary table");
         self.project_qkv(x, rows, space);
-        self.rotate(pass.rotary, space);
-        let width = self.layout.kv_heads * self.layout.head_dim;
-        for s in pass.sequences {
-            let range = s.rows.start * width..s.rows.end * width;
-            let (k, v) = (&space.k[range.clone()], &space.v[range]);
-            self.layout.write(pass.cache, &s.table, s.first_position, k, v);
-        }
+        self.rotate(rotary, space);
         resize(&mut space.attended, space.q.len());
-        let out = &mut space.attended;
-        attend(self.layout, pass.cache, pass.sequences, &space.q, self.heads, self.spec, pass.scratch, out);
+        attend(Projected { q: &space.q, k: &space.k, v: &space.v }, &mut space.attended);
         add(&self.o, &space.attended, &mut space.rounded, x);
         self.project_gated(x, space);
         add(&self.down, &space.gated, &mut space.rounded, x);
@@ -174,8 +172,8 @@ impl BlockWeights {
     /// Norms and rotates the heads of q and k.
     fn rotate(&self, table: &RotaryTable, space: &mut Workspace) {
         let Workspace { q, k, .. } = space;
-        for (x, heads, gain) in [(q, self.heads, 0), (k, self.layout.kv_heads, 1)] {
-            let width = heads * self.layout.head_dim;
+        for (x, heads, gain) in [(q, self.heads, 0), (k, self.kv_heads, 1)] {
+            let width = heads * self.head_dim;
             each_rows(x, width, |first, x| {
                 if let Some(norms) = &self.qk_norm {
                     rms_norm_in_place(x, &norms[gain].gain, norms[gain].eps);

@@ -191,6 +191,38 @@ impl Stored for f16 {
     }
 }
 
+/// Whole numbers, kept beside a scale for several of them: narrowing rounds to the nearest within ±127.
+impl Stored for i8 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from(self)
+    }
+
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        x.round_ties_even().clamp(-127.0, 127.0) as Self
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    unsafe fn load8x2(from: *const Self) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { _mm_loadu_si128(from.cast()) };
+        let high = _mm_unpackhi_epi64(bytes, bytes);
+        [_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high))]
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    #[inline]
+    unsafe fn load16(from: *const Self, mask: u16) -> __m512 {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { _mm_maskz_loadu_epi8(mask, from) };
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+    }
+}
+
 /// Stores nothing: a state that is not there, a copy that nobody asked for.
 impl Stored for () {
     #[inline(always)]
@@ -382,6 +414,16 @@ mod tests {
             assert_eq!(f16::narrow(*x).to_bits(), h.to_bits(), "f16 of {:#x}", x.to_bits());
             assert_eq!(b.to_bits(), bf16::from_f32(*x).to_bits(), "bf16 of {:#x}", x.to_bits());
         }
+    }
+
+    #[test]
+    fn whole_numbers_round_to_the_nearest_within_their_range() {
+        for (x, expected) in
+            [(0.5, 0), (1.5, 2), (-2.5, -2), (126.6, 127), (1e9, 127), (-1e9, -127), (f32::NAN, 0)]
+        {
+            assert_eq!(i8::narrow(x), expected, "{x}");
+        }
+        assert!((-127..=127).all(|q: i8| i8::narrow(q.widen()) == q));
     }
 
     #[test]

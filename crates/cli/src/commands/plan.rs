@@ -26,6 +26,7 @@ use crate::training::Job;
 use crate::ui::{Report, Ui};
 use anyhow::Context;
 use forecast::Clock;
+use hearth_engine::KvType;
 use hearth_memory::{Ledger, heap};
 use hearth_train::plan::{Speeds, StepTime};
 use serde::Serialize;
@@ -40,6 +41,9 @@ pub struct PlanArgs {
     /// Plan serving this model instead of a recipe's run
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["recipe", "set", "svg", "search"])]
     pub serve: Option<PathBuf>,
+    /// What the KV cache will store: f32, f16, bf16 or int8 [default: as in serve]
+    #[arg(long, value_name = "TYPE", value_parser = crate::running::kv_type, requires = "serve")]
+    pub kv_dtype: Option<KvType>,
     /// Override a recipe key, for example parallel.zero=3
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

@@ -5,6 +5,7 @@ mod bad_input;
 mod ckpt;
 mod crash;
 mod end_to_end;
+mod kv;
 mod launched;
 mod plan;
 mod ranks;

@@ -3,9 +3,8 @@
 use super::{StreamedBlock, look_ahead};
 use crate::error::Error;
 use crate::footprint;
-use crate::loader::{Part, kv_type};
+use crate::loader::{Arithmetic, Part, kv_type};
 use crate::placement::{BlockBytes, Placement, Room, place};
-use hearth_kernels::Activations;
 use hearth_kernels::paged::KvType;
 use hearth_memory::stream::Ahead;
 use hearth_memory::{Ledger, NvmeFile, Tier};
@@ -36,11 +35,15 @@ impl WeightPlan {
     ///
     /// # Errors
     /// As there.
-    pub fn new(files: &ModelFiles, activations: Activations, ledger: &Ledger) -> Result<Self, Error> {
+    pub fn new(
+        files: &ModelFiles,
+        arithmetic: impl Into<Arithmetic>,
+        ledger: &Ledger,
+    ) -> Result<Self, Error> {
         let arch = architecture(&files.config)?;
         let parts = Part::all(arch.as_ref(), files)?;
         let total = parts.iter().map(|p| p.bytes).sum();
-        let kv_type = kv_type(&parts, activations);
+        let kv_type = kv_type(&parts, arithmetic.into());
         match footprint::check_weights(&files.config, kv_type, total, ledger) {
             Ok(()) => Ok(Self::resident(parts, kv_type, files.config.num_layers)),
             Err(Error::TooSmall(_)) if may_stream(ledger) => {

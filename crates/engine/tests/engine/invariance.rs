@@ -2,7 +2,7 @@
 
 use crate::fixtures::*;
 use hearth_engine::api::{Event, Request, Sampling};
-use hearth_engine::{Activations, Engine, EngineConfig, LoadedModel};
+use hearth_engine::{Activations, Arithmetic, Engine, EngineConfig, LoadedModel};
 use hearth_kernels::paged::KvType;
 use hearth_memory::Ledger;
 
@@ -225,6 +225,42 @@ fn cancelled_requests_leave_the_others_alone_and_their_blocks_behind() {
     engine.drain();
     let stats = engine.stats();
     assert_eq!((stats.finished + stats.cancelled, stats.kv_blocks_used), (14, 0));
+}
+
+#[test]
+fn responses_do_not_depend_on_the_batch_whatever_the_kv_cache_stores() {
+    let files = open("tiny-chat");
+    let block = |kind| hearth_engine::footprint::kv_block_bytes(&files.config, kind);
+    for (name, kind) in KvType::ALL {
+        let ledger = Ledger::default();
+        let arithmetic = Arithmetic { activations: Activations::F32, kv_type: Some(kind) };
+        let model = LoadedModel::load(&files, arithmetic, &ledger, &|_| ()).expect("no budget");
+        let all = requests(files.config.vocab_size, files.config.max_position_embeddings);
+        let alone = alone(&model, &all);
+        for (max_seqs, max_batch_tokens, blocks) in [(7, 7, 100), (7, 64, 12), (3, 1024, 9)] {
+            let config = EngineConfig {
+                max_seqs,
+                max_batch_tokens,
+                context_limit: Some(64),
+                kv_bytes: Some(blocks * block(kind)),
+                ..EngineConfig::default()
+            };
+            let engine = Engine::start(model.clone(), config).expect("no budget");
+            let cache = engine.stats().kv_bytes;
+            assert_eq!(cache % block(kind), 0);
+            assert!(ledger.used(hearth_memory::Tier::Device) > model.weight_bytes() + cache);
+            // Twice, so that the second time prompts are found computed.
+            for _ in 0..2 {
+                let running: Vec<_> = all.iter().map(|r| engine.submit(r.clone()).expect("fits")).collect();
+                for (i, (generation, alone)) in running.into_iter().zip(&alone).enumerate() {
+                    assert_eq!(&bits(&events(generation)), alone, "{name}: request {i}, {blocks} blocks");
+                }
+            }
+        }
+    }
+    let [f32, f16, bf16, int8] = KvType::ALL.map(|(_, kind)| block(kind));
+    assert_eq!((f32, f16), (2 * f16, bf16));
+    assert!(int8 < f16, "{int8} bytes a block");
 }
 
 #[test]

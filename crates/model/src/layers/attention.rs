@@ -6,7 +6,6 @@ use crate::context::AttentionContext;
 use crate::source::WeightSource;
 use burn::tensor::Tensor;
 use hearth_kernels::cpu::block::BlockWeights;
-use hearth_kernels::cpu::kv::KvLayout;
 use hearth_kernels::{AttentionSpec, rope};
 use hearth_weights::config::ModelConfig;
 
@@ -67,7 +66,8 @@ impl Attention {
             up,
             down,
             heads: self.heads,
-            layout: KvLayout { kv_heads: self.kv_heads, head_dim: self.head_dim },
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
             spec: self.spec,
         })
     }

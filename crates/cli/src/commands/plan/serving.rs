@@ -11,7 +11,7 @@ use crate::tiers::Tiers;
 use crate::ui::{Report, Ui, bytes};
 use crate::{machine, probe};
 use hearth_engine::footprint::{self, Wishes};
-use hearth_engine::{Activations, EngineConfig, WeightPlan};
+use hearth_engine::{Activations, Arithmetic, EngineConfig, WeightPlan};
 use hearth_memory::{Budget, Charge, Kind, Ledger, Tier};
 use hearth_model::{architecture, params};
 use hearth_weights::ModelFiles;
@@ -96,7 +96,8 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
     };
     let model = Model::open_adapted(path, None, ui)?;
     let ledger = Ledger::new(budget);
-    let plan = WeightPlan::new(&model.files, Activations::Int8, &ledger)?;
+    let arithmetic = Arithmetic { activations: Activations::Int8, kv_type: args.kv_dtype };
+    let plan = WeightPlan::new(&model.files, arithmetic, &ledger)?;
     let charges = charge(&plan, &ledger)?;
     let serving = EngineConfig::default();
     let wishes = Wishes {
