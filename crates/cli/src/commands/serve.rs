@@ -41,6 +41,9 @@ pub struct ServeArgs {
     /// Sequences in the batch at once
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub max_seqs: usize,
+    /// Tokens in one forward pass, those being generated and pieces of prompts together; less where memory is short
+    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_batch_tokens)]
+    pub max_batch_tokens: usize,
     /// Requests that may wait for a place in the batch; more are told when to come back
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_waiting: usize,
@@ -85,6 +88,7 @@ impl ServeArgs {
             port: 0,
             api_key: None,
             max_seqs: 16,
+            max_batch_tokens: EngineConfig::default().max_batch_tokens,
             max_waiting: 1024,
             max_queue_time: None,
             name: None,
@@ -251,6 +255,7 @@ fn engine_config(args: &ServeArgs) -> EngineConfig {
     let loads = args.adapter_folder.is_some();
     EngineConfig {
         max_seqs: args.max_seqs,
+        max_batch_tokens: args.max_batch_tokens,
         max_waiting: args.max_waiting,
         speculation: args.speculation.speculation(),
         adapter_rank: if loads { args.max_adapter_rank } else { 0 },
