@@ -4,12 +4,12 @@ use crate::exit::usage;
 use crate::golden;
 use crate::open::Model;
 use crate::ui::{Ui, bytes};
-use anyhow::bail;
+use anyhow::{Context, bail};
 use hearth_engine::api::{Adapter, Event, FinishReason, Request, Sampling};
 use hearth_engine::{
-    Activations, Arithmetic, Engine, EngineConfig, EngineHandle, KvType, LoadedModel, Speculation,
+    Activations, Arithmetic, Engine, EngineConfig, EngineHandle, KvType, LoadedModel, Speculation, footprint,
 };
-use hearth_memory::{Budget, Ledger, Tier};
+use hearth_memory::{Budget, Kind, Ledger, Tier};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -110,19 +110,23 @@ impl ModelArgs {
                 "--adapter {name}={path}: names are for serve, generate and replay; here give --adapter {path}"
             )));
         }
-        self.load_base(activations, ui)
+        self.load_base(activations, &Ledger::new(self.budget()?), ui)
     }
 
     /// As [`ModelArgs::load`], whatever adapters have names.
-    fn load_base(&self, activations: Activations, ui: &Ui) -> anyhow::Result<(Model, LoadedModel)> {
-        let budget = self.budget()?;
+    fn load_base(
+        &self,
+        activations: Activations,
+        ledger: &Ledger,
+        ui: &Ui,
+    ) -> anyhow::Result<(Model, LoadedModel)> {
         let model = Model::open_adapted(&self.model, self.merged_adapter()?, ui)?;
         if self.verify_golden {
             verify_golden(&self.model, &model, ui)?;
         }
         let activations = self.activations.unwrap_or(activations);
         let arithmetic = Arithmetic { activations, kv_type: self.kv_dtype };
-        let loaded = LoadedModel::load(&model.files, arithmetic, &Ledger::new(budget), &|_| ())?;
+        let loaded = LoadedModel::load(&model.files, arithmetic, ledger, &|_| ())?;
         Ok((model, loaded))
     }
 }
@@ -163,14 +167,17 @@ fn verify_golden(path: &Path, model: &Model, ui: &Ui) -> anyhow::Result<()> {
 }
 
 /// Whether and how tokens are guessed in advance.
-#[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct SpeculationArgs {
     /// Guess tokens in advance and check them together: ngram looks up what followed the last tokens before. Answers stay
     /// the same
-    #[arg(long, value_name = "HOW", value_enum)]
+    #[arg(long, value_name = "HOW", value_enum, group = "guesses")]
     pub speculative: Option<Speculative>,
-    /// Most tokens guessed at a time [default: 8]
-    #[arg(long, value_name = "K", requires = "speculative")]
+    /// Let this smaller model of the same vocabulary guess, within the same byte limit. Answers stay the same
+    #[arg(long, value_name = "MODEL", group = "guesses")]
+    pub draft: Option<PathBuf>,
+    /// Most tokens guessed at a time [default: 8; of a draft model 4]
+    #[arg(long, value_name = "K", requires = "guesses")]
     pub draft_tokens: Option<usize>,
 }
 
@@ -183,10 +190,40 @@ pub enum Speculative {
 
 impl SpeculationArgs {
     /// As the engine takes it.
-    pub fn speculation(&self) -> Option<Speculation> {
-        self.speculative
-            .map(|Speculative::Ngram| Speculation { draft_tokens: self.draft_tokens.unwrap_or(8) })
+    fn speculation(&self) -> Option<Speculation> {
+        let usual = match (self.speculative, &self.draft) {
+            (None, None) => return None,
+            (Some(Speculative::Ngram), _) => 8,
+            (None, Some(_)) => 4,
+        };
+        Some(Speculation { draft_tokens: self.draft_tokens.unwrap_or(usual) })
     }
+}
+
+/// A text whose tokens tell vocabularies apart.
+const PROBE: &str = "The quick brown fox — 1,234 naïve words.\n\tdef f(x): return [x] * 2  # 東京";
+
+/// The model that guesses.
+fn load_draft(path: &Path, args: &ModelArgs, ledger: &Ledger) -> anyhow::Result<(Model, LoadedModel)> {
+    let model = Model::open_adapted(path, None, &Ui::silent())?;
+    let activations = args.activations.unwrap_or(Activations::Int8);
+    let arithmetic = Arithmetic { activations, kv_type: args.kv_dtype };
+    let loaded = LoadedModel::load(&model.files, arithmetic, ledger, &|_| ())
+        .with_context(|| format!("--draft {}", path.display()))?;
+    Ok((model, loaded))
+}
+
+/// Refuses a draft model whose tokens are other words.
+fn check_draft(path: &Path, draft: &Model, model: &Model) -> anyhow::Result<()> {
+    if let (Some(guesses), Some(own)) = (&draft.tokenizer, &model.tokenizer)
+        && guesses.encode(PROBE, false)? != own.encode(PROBE, false)?
+    {
+        let path = path.display();
+        return Err(usage(format!(
+            "--draft {path}: its tokenizer is another one, so its guesses would be other words"
+        )));
+    }
+    Ok(())
 }
 
 /// What guessing came to, in the words of reports.
@@ -294,22 +331,41 @@ impl Running {
     /// As [`ModelArgs::load`], and bounds that contradict each other.
     pub fn start(args: &ModelArgs, max_seqs: usize, ui: &Ui) -> anyhow::Result<Self> {
         let (model, loaded) = args.load(Activations::Int8, ui)?;
-        Self::run(args, model, loaded, EngineConfig { max_seqs, ..EngineConfig::default() }, ui)
+        Self::run(args, model, loaded, None, EngineConfig { max_seqs, ..EngineConfig::default() }, ui)
     }
 
-    /// The same for any bounds, and with the adapters that have names.
+    /// The same for any bounds, with the adapters that have names, and with tokens guessed in advance.
     ///
     /// # Errors
-    /// As [`Running::start`], and adapters that do not belong to the model or do not fit the budget.
-    pub fn start_with_adapters(args: &ModelArgs, config: EngineConfig, ui: &Ui) -> anyhow::Result<Self> {
-        let (model, loaded) = args.load_base(Activations::Int8, ui)?;
-        Self::run(args, model, loaded, config, ui)
+    /// As [`Running::start`], and adapters or a draft model that do not belong to the model or do not fit the budget.
+    pub fn start_serving(
+        args: &ModelArgs,
+        guesses: &SpeculationArgs,
+        config: EngineConfig,
+        ui: &Ui,
+    ) -> anyhow::Result<Self> {
+        let ledger = Ledger::new(args.budget()?);
+        let config = EngineConfig { speculation: guesses.speculation(), ..config };
+        let Some(path) = &guesses.draft else {
+            let (model, loaded) = args.load_base(Activations::Int8, &ledger, ui)?;
+            return Self::run(args, model, loaded, None, config, ui);
+        };
+        let (draft, guessing) = load_draft(path, args, &ledger)?;
+        // The model's weights leave room for the other's cache.
+        let room = footprint::draft_room(guessing.config(), guessing.kv_type());
+        let room = ledger.charge(Tier::Device, Kind::KvCache, room)?;
+        let (model, loaded) = args.load_base(Activations::Int8, &ledger, ui)?;
+        drop(room);
+        check_draft(path, &draft, &model)?;
+        ui.note(format!("guesses by {}: {}", path.display(), weights(&guessing)));
+        Self::run(args, model, loaded, Some(guessing), config, ui)
     }
 
     fn run(
         args: &ModelArgs,
         model: Model,
         loaded: LoadedModel,
+        draft: Option<LoadedModel>,
         mut config: EngineConfig,
         ui: &Ui,
     ) -> anyhow::Result<Self> {
@@ -323,7 +379,11 @@ impl Running {
             config.adapter_rank = config.adapter_rank.max(adapter.rank());
             adapters.push((name.to_owned(), adapter));
         }
-        Ok(Self { model, engine: Engine::start(loaded, config)?, adapters })
+        let engine = match draft {
+            Some(draft) => Engine::start_with_draft(loaded, draft, config)?,
+            None => Engine::start(loaded, config)?,
+        };
+        Ok(Self { model, engine, adapters })
     }
 
     /// Generates up to `n` tokens under the first adapter with a name, if there is one, handing each to `each` as it comes. Tokens of `stop` end it and are not given.

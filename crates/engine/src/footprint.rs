@@ -91,9 +91,15 @@ fn refuse_unless_it_fits(
     Err(Error::TooSmall(Box::new(Shortfall { weights, working, tokens, kv, used, free })))
 }
 
+/// What a draft model takes at least besides its weights: to be left free when those of the model it guesses for are placed.
+pub fn draft_room(config: &ModelConfig, kv_type: KvType) -> u64 {
+    let kv = MIN_CONTEXT.div_ceil(KV_BLOCK) as u64 * kv_block_bytes(config, kv_type);
+    working_bytes(config, MIN_BATCH_TOKENS) + kv
+}
+
 /// What an engine asks of the device.
 #[derive(Clone, Copy, Debug)]
-pub struct Wishes {
+pub struct Wishes<'a> {
     /// Sequences in the batch at once.
     pub max_seqs: usize,
     /// Tokens per step.
@@ -108,6 +114,8 @@ pub struct Wishes {
     pub adapter_rank: usize,
     /// Bytes to be left free for adapters that are loaded later.
     pub adapter_bytes: u64,
+    /// A model that guesses, with as many KV blocks and tokens per step, and what its cache stores.
+    pub draft: Option<(&'a ModelConfig, KvType)>,
 }
 
 /// What it gets.
@@ -121,6 +129,8 @@ pub struct Grant {
     pub max_batch_tokens: usize,
     /// Bytes between layers.
     pub working_bytes: u64,
+    /// The same of the model that guesses.
+    pub draft_working_bytes: u64,
 }
 
 /// Fits wishes to the device's free bytes: first the step is made smaller, then the cache.
@@ -130,12 +140,15 @@ pub struct Grant {
 pub fn grant(config: &ModelConfig, wishes: Wishes, ledger: &Ledger) -> Result<Grant, Error> {
     let context = wishes.context_limit.unwrap_or(config.max_position_embeddings);
     let least = if wishes.context_limit.is_some() { context } else { context.min(MIN_CONTEXT) };
-    let block = kv_block_bytes(config, wishes.kv_type);
+    let draft_block = wishes.draft.map_or(0, |(draft, kv_type)| kv_block_bytes(draft, kv_type));
+    let block = kv_block_bytes(config, wishes.kv_type) + draft_block;
     let least_kv = least.div_ceil(KV_BLOCK) as u64 * block;
     let later = wishes.adapter_bytes;
     let free = ledger.free(Tier::Device).saturating_sub(later);
-    let working_of =
+    let draft_working = |rows| wishes.draft.map_or(0, |(draft, _)| working_bytes(draft, rows));
+    let own_working =
         |rows| working_bytes(config, rows) + adapter_working_bytes(config, rows, wishes.adapter_rank);
+    let working_of = |rows| own_working(rows) + draft_working(rows);
     let fewest_rows = wishes.max_seqs.max(MIN_BATCH_TOKENS.min(wishes.max_batch_tokens));
     let limited = ledger.budget().limit(Tier::Device).is_some();
     // Of a budget the cache gets half at least: sequences at once are worth more than long pieces of prompts.
@@ -157,5 +170,6 @@ pub fn grant(config: &ModelConfig, wishes: Wishes, ledger: &Ledger) -> Result<Gr
         return Err(Error::Config(what));
     }
     let context_limit = context.min(blocks * KV_BLOCK);
-    Ok(Grant { blocks, context_limit, max_batch_tokens: rows, working_bytes: working })
+    let (working_bytes, draft_working_bytes) = (own_working(rows), draft_working(rows));
+    Ok(Grant { blocks, context_limit, max_batch_tokens: rows, working_bytes, draft_working_bytes })
 }

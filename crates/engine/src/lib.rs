@@ -13,6 +13,7 @@
 //! - [`streaming`]: blocks that pass through the device while the model runs.
 //! - [`adapter`]: LoRA adapters that rows of a pass have of their own.
 //! - [`speculation`]: several tokens of a sequence in one forward pass.
+//! - `draft`: a smaller model that guesses them.
 //! - [`score`]: logits of given tokens, through the same runner.
 //! - `pool`: the vectors of a prompt's tokens → one.
 //! - `sequence`: one request on its way from prompt to end.
@@ -45,6 +46,7 @@ pub mod score;
 pub mod speculation;
 pub mod streaming;
 
+mod draft;
 mod error;
 mod pool;
 mod sequence;

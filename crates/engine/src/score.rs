@@ -36,6 +36,7 @@ impl Scorer {
             kv_type: model.kv_type(),
             adapter_rank: 0,
             adapter_bytes: 0,
+            draft: None,
         };
         let grant = footprint::grant(model.config(), wishes, model.ledger())?;
         let blocks = context.div_ceil(KV_BLOCK);

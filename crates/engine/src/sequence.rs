@@ -9,7 +9,7 @@ use crate::runner::SequenceStep;
 use crate::sampler::logprobs::LogSoftmax;
 use crate::sampler::{SampleError, Sampler};
 use crate::scheduler::Part;
-use crate::speculation::{Guesser, Speculation};
+use crate::speculation::Guesser;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +40,8 @@ pub struct Sequence {
     guesser: Option<Guesser>,
     /// Tokens guessed to follow those known.
     guess: Vec<u32>,
+    /// A position that the draft model has not computed though this one has.
+    undrafted: Option<usize>,
     /// Tokens that were known before this step.
     known: usize,
     /// What this step's logits led to, until the step is over.
@@ -108,12 +110,12 @@ impl Sequence {
     pub fn new(
         request: Request,
         max_queue_time: Option<Duration>,
-        speculation: Option<Speculation>,
+        guesser: Option<Guesser>,
     ) -> Result<(Self, Generation), SubmitError> {
         let constraint = request.sampling.grammar.as_ref().map(|grammar| grammar.begin());
         let constraint = constraint.transpose().map_err(|what| SubmitError::Sampling { what })?;
         let (mut sequence, generation) = Self::constrained(request, constraint, max_queue_time);
-        sequence.guesser = speculation.map(Guesser::new);
+        sequence.guesser = guesser;
         Ok((sequence, generation))
     }
 
@@ -141,6 +143,7 @@ impl Sequence {
             scoring: request.prompt_logprobs.map(|alternatives| Scoring { alternatives, rows: vec![None] }),
             guesser: None,
             guess: Vec::new(),
+            undrafted: None,
             known: 0,
             news: Vec::new(),
             end: None,
@@ -178,8 +181,43 @@ impl Sequence {
 
     /// Guesses what follows; says how many tokens that are.
     pub fn propose(&mut self) -> usize {
-        self.guess = self.guesser.as_mut().map_or_else(Vec::new, |guesser| guesser.guess(&self.tokens));
-        self.guess.len()
+        self.guesser.as_mut().map_or(0, |guesser| guesser.guess(&self.tokens, &mut self.guess))
+    }
+
+    /// What a draft model computes before this sequence's part of a step, in the end to guess; `None` if nothing is
+    /// guessed for it.
+    pub fn draft_step(&mut self, part: &Part) -> Option<SequenceStep> {
+        self.guesser.as_ref()?;
+        let Range { start, end } = part.positions;
+        let from = self.undrafted.take().filter(|position| position + 1 == start).unwrap_or(start);
+        self.guess.clear();
+        let tokens = self.tokens[from..end].to_vec();
+        let last = tokens.len() - usize::from(part.proposed > 0);
+        Some(self.drafted(tokens, from, last, part))
+    }
+
+    /// What it computes next, if there is room for a further guess.
+    pub fn next_draft_step(&self, part: &Part) -> Option<SequenceStep> {
+        let &last = self.guess.last().filter(|_| self.guess.len() < part.proposed)?;
+        Some(self.drafted(vec![last], part.positions.end + self.guess.len() - 1, 0, part))
+    }
+
+    fn drafted(&self, tokens: Vec<u32>, first_position: usize, wanted: usize, part: &Part) -> SequenceStep {
+        SequenceStep {
+            logits: wanted..tokens.len(),
+            tokens,
+            first_position,
+            prompt: self.prompt,
+            table: part.table.clone(),
+            vectors: false,
+            adapter: None,
+        }
+    }
+
+    /// Guesses a token from a draft model's logits. Any will do where they are no distribution.
+    pub fn push_guess(&mut self, logits: &[f32]) {
+        let position = self.tokens.len() + self.guess.len();
+        self.guess.push(self.sampler.choose(logits, position).unwrap_or(0));
     }
 
     /// How many of the tokens guessed for a step were right. They are not guessed again.
@@ -189,6 +227,7 @@ impl Sequence {
         if let Some(guesser) = &mut self.guesser {
             guesser.learn(proposed, accepted);
         }
+        self.undrafted = (proposed > 0 && accepted == proposed).then(|| self.known + proposed - 1);
         self.guess.clear();
         accepted
     }
@@ -206,7 +245,11 @@ impl Sequence {
         self.known = self.tokens.len();
         let wanted = self.wanted(start, end);
         SequenceStep {
-            tokens: [&self.tokens[start..end], &self.guess[..part.proposed]].concat(),
+            tokens: self.tokens[start..end]
+                .iter()
+                .chain(self.guess.iter().take(part.proposed))
+                .copied()
+                .collect(),
             first_position: start,
             prompt: self.prompt,
             table: part.table,

@@ -5,8 +5,8 @@
 //! guess is what was sampled. Since a row's logits depend on the tokens before it and on nothing else, the tokens are
 //! those of decoding one by one, bit for bit, whatever was guessed; a guess decides only how many come at once.
 //!
-//! Guesses here are looked up in the sequence itself (prompt lookup, n-grams): what followed the last tokens where they
-//! stood before. That is free, and right where a model quotes, edits or repeats.
+//! Guesses are looked up in the sequence itself (prompt lookup, n-grams): what followed the last tokens where they stood
+//! before. That is free, and right where a model quotes, edits or repeats. Or a smaller model makes them (`draft`).
 
 /// How tokens are guessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,9 +24,19 @@ const LONGEST: usize = 8;
 /// Tokens without a guess after a sequence's guesses went wrong down to the last one.
 const PAUSE: usize = 8;
 
+/// Where guesses come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The sequence itself.
+    Lookup,
+    /// A model that runs before each step.
+    Draft,
+}
+
 /// One sequence's guesses, and how much they are worth: what is guessed wrong was computed for nothing.
 #[derive(Clone, Debug)]
 pub(crate) struct Guesser {
+    source: Source,
     most: usize,
     /// How many tokens to guess: doubled when all were right, halved when none was.
     trust: usize,
@@ -35,18 +45,24 @@ pub(crate) struct Guesser {
 }
 
 impl Guesser {
-    pub(crate) fn new(speculation: Speculation) -> Self {
+    pub(crate) fn new(speculation: Speculation, source: Source) -> Self {
         let most = speculation.draft_tokens;
-        Self { most, trust: most, pause: 0 }
+        Self { source, most, trust: most, pause: 0 }
     }
 
-    /// What probably follows `tokens`; nothing if there is no reason to think so.
-    pub(crate) fn guess(&mut self, tokens: &[u32]) -> Vec<u32> {
+    /// Puts what probably follows `tokens` into `guess`, nothing if there is no reason to think so, and says how many
+    /// tokens that are. A draft model's guess is as long and comes later.
+    pub(crate) fn guess(&mut self, tokens: &[u32], guess: &mut Vec<u32>) -> usize {
+        guess.clear();
         if self.pause > 0 {
             self.pause -= 1;
-            return Vec::new();
+            return 0;
         }
-        lookup(tokens, self.trust)
+        if self.source == Source::Draft {
+            return self.trust;
+        }
+        guess.extend(lookup(tokens, self.trust));
+        guess.len()
     }
 
     /// Learns what became of a guess.
@@ -106,19 +122,22 @@ mod tests {
 
     #[test]
     fn what_goes_wrong_is_guessed_less_and_less() {
-        let mut guesser = Guesser::new(Speculation { draft_tokens: 4 });
         let tokens = [1, 2, 3, 4, 5, 6, 1, 2];
-        let mut lengths = Vec::new();
-        for _ in 0..12 {
-            let proposed = guesser.guess(&tokens).len();
-            lengths.push(proposed);
-            guesser.learn(proposed, 0);
-        }
-        assert_eq!(lengths, [4, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-        guesser.pause = 0;
-        for expected in [1, 2, 4, 4] {
-            assert_eq!(guesser.guess(&tokens).len(), expected);
-            guesser.learn(expected, expected);
+        for source in [Source::Lookup, Source::Draft] {
+            let mut guesser = Guesser::new(Speculation { draft_tokens: 4 }, source);
+            let (mut lengths, mut guess) = (Vec::new(), vec![7]);
+            for _ in 0..12 {
+                let proposed = guesser.guess(&tokens, &mut guess);
+                assert_eq!(guess.len(), if source == Source::Lookup { proposed } else { 0 });
+                lengths.push(proposed);
+                guesser.learn(proposed, 0);
+            }
+            assert_eq!(lengths, [4, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            guesser.pause = 0;
+            for expected in [1, 2, 4, 4] {
+                assert_eq!(guesser.guess(&tokens, &mut guess), expected);
+                guesser.learn(expected, expected);
+            }
         }
     }
 }

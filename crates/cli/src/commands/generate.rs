@@ -108,9 +108,8 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<GenerateReport> {
     if args.model.live_adapters().count() > 1 {
         return Err(usage("one text is generated, with one adapter: give --adapter NAME=DIR once"));
     }
-    let speculation = args.speculation.speculation();
-    let config = EngineConfig { max_seqs: 1, speculation, ..EngineConfig::default() };
-    let running = Running::start_with_adapters(&args.model, config, ui)?;
+    let config = EngineConfig { max_seqs: 1, ..EngineConfig::default() };
+    let running = Running::start_serving(&args.model, &args.speculation, config, ui)?;
     let model = &running.model;
     let prompt = match (ids, &args.prompt) {
         (Some(ids), _) => ids,

@@ -44,6 +44,9 @@ pub struct PlanArgs {
     /// What the KV cache will store: f32, f16, bf16 or int8 [default: as in serve]
     #[arg(long, value_name = "TYPE", value_parser = crate::running::kv_type, requires = "serve")]
     pub kv_dtype: Option<KvType>,
+    /// A smaller model that will guess tokens
+    #[arg(long, value_name = "MODEL", requires = "serve")]
+    pub draft: Option<PathBuf>,
     /// Override a recipe key, for example parallel.zero=3
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

@@ -3,7 +3,7 @@
 use crate::commands::serve::recorder::Line;
 use crate::exit::usage;
 use crate::fingerprint::fingerprint;
-use crate::running::{ModelArgs, Running};
+use crate::running::{ModelArgs, Running, SpeculationArgs};
 use crate::ui::{Report, Ui, table};
 use anyhow::Context;
 use hearth_engine::EngineConfig;
@@ -67,7 +67,8 @@ pub fn run(args: &ReplayArgs, ui: &Ui) -> anyhow::Result<ReplayReport> {
     }
     let lines = read(&args.from, args.id.as_deref())?;
     let config = EngineConfig { max_seqs: args.max_seqs, ..EngineConfig::default() };
-    let Running { model, engine, adapters } = Running::start_with_adapters(&args.model, config, ui)?;
+    let Running { model, engine, adapters } =
+        Running::start_serving(&args.model, &SpeculationArgs::default(), config, ui)?;
     let weights = fingerprint(&model.files)?;
     if let Some(other) = lines.iter().find(|line| line.weights != weights) {
         return Err(usage(format!(

@@ -167,7 +167,7 @@ impl Server {
         let thread = spawn(listener, state.clone(), stopped)?;
         // From here on the server must be taken down again when loading fails: dropping `stop` does that.
         let Running { model, engine, adapters } =
-            Running::start_with_adapters(&args.model, engine_config(args), ui)?;
+            Running::start_serving(&args.model, &args.speculation, engine_config(args), ui)?;
         let eos_tokens = model.eos_tokens();
         state.ready(Service {
             engine: engine.clone(),
@@ -257,7 +257,6 @@ fn engine_config(args: &ServeArgs) -> EngineConfig {
         max_seqs: args.max_seqs,
         max_batch_tokens: args.max_batch_tokens,
         max_waiting: args.max_waiting,
-        speculation: args.speculation.speculation(),
         adapter_rank: if loads { args.max_adapter_rank } else { 0 },
         adapter_bytes: if loads { args.adapter_memory.bytes() } else { 0 },
         ..EngineConfig::default()

@@ -4,6 +4,7 @@
 mod bad_input;
 mod ckpt;
 mod crash;
+mod draft;
 mod end_to_end;
 mod kv;
 mod launched;

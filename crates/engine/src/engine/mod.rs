@@ -16,6 +16,7 @@ mod worker;
 
 use crate::adapter::AdapterLoader;
 use crate::api::{Adapter, EngineStats, Generation, Pooling, Request, Standing, SubmitError};
+use crate::draft::Draft;
 use crate::error::Error;
 use crate::footprint::{self, Wishes};
 use crate::loader::LoadedModel;
@@ -24,7 +25,7 @@ use crate::sampler;
 use crate::scheduler::{Arrival, Limits, RequestId, Scheduler};
 use crate::score::check_tokens;
 use crate::sequence::Sequence;
-use crate::speculation::{MOST_DRAFT_TOKENS, Speculation};
+use crate::speculation::{Guesser, MOST_DRAFT_TOKENS, Source, Speculation};
 use crate::streaming::Counters;
 use hearth_kernels::paged::KV_BLOCK;
 use hearth_weights::{ModelConfig, RopeScaling};
@@ -116,6 +117,37 @@ impl Engine {
     /// # Errors
     /// [`Error::Config`] for contradictory bounds, [`Error::TooSmall`] when no useful KV cache fits the budget.
     pub fn start(model: LoadedModel, config: EngineConfig) -> Result<EngineHandle, Error> {
+        Self::start_guessing(model, None, config)
+    }
+
+    /// The same with tokens guessed by a second model of the same vocabulary, loaded on the same ledger:
+    /// [`EngineConfig::speculation`] says how many at a time.
+    ///
+    /// # Errors
+    /// As [`Engine::start`], and [`Error::Config`] for a draft model of another vocabulary.
+    pub fn start_with_draft(
+        model: LoadedModel,
+        draft: LoadedModel,
+        config: EngineConfig,
+    ) -> Result<EngineHandle, Error> {
+        let (own, drafts) = (model.config().vocab_size, draft.config().vocab_size);
+        if own != drafts {
+            return Err(Error::Config(format!(
+                "the draft model has a vocabulary of {drafts} tokens and the model one of {own}: its guesses would be \
+                 other words"
+            )));
+        }
+        if config.speculation.is_none() {
+            return Err(Error::Config("a draft model needs a number of tokens to guess at a time".into()));
+        }
+        Self::start_guessing(model, Some(draft), config)
+    }
+
+    fn start_guessing(
+        model: LoadedModel,
+        draft: Option<LoadedModel>,
+        config: EngineConfig,
+    ) -> Result<EngineHandle, Error> {
         config.validate()?;
         let wishes = Wishes {
             max_seqs: config.max_seqs,
@@ -125,23 +157,30 @@ impl Engine {
             kv_type: model.kv_type(),
             adapter_rank: config.adapter_rank,
             adapter_bytes: config.adapter_bytes,
+            draft: draft.as_ref().map(|draft| (draft.config(), draft.kv_type())),
         };
         let grant = footprint::grant(model.config(), wishes, model.ledger())?;
-        let facts = Facts::new(model.config(), grant.context_limit, &config);
+        let source = if draft.is_some() { Source::Draft } else { Source::Lookup };
+        let facts = Facts::new(model.config(), grant.context_limit, &config, source);
+        let models = || [Some(&model), draft.as_ref()].into_iter().flatten();
+        let block_bytes = |m: &LoadedModel| footprint::kv_block_bytes(m.config(), m.kv_type());
         let stats = EngineStats {
-            weight_bytes: model.weight_bytes(),
-            kv_bytes: grant.blocks as u64 * footprint::kv_block_bytes(model.config(), model.kv_type()),
+            weight_bytes: models().map(LoadedModel::weight_bytes).sum(),
+            kv_bytes: grant.blocks as u64 * models().map(block_bytes).sum::<u64>(),
             ..EngineStats::default()
         };
         let scheduler = Scheduler::new(config.limits(grant.max_batch_tokens), grant.blocks, KV_BLOCK);
         let streaming = model.stream_counters();
         let adapters = model.adapter_loader()?;
+        let draft = draft.map(|draft| Runner::new(draft, grant.blocks, grant.draft_working_bytes));
+        let draft = draft.transpose()?.map(Draft::new);
         let runner = Runner::new(model, grant.blocks, grant.working_bytes)?;
-        Self::start_with(runner, scheduler, facts, stats, streaming, Some(adapters))
+        Self::start_with(runner, draft, scheduler, facts, stats, streaming, Some(adapters))
     }
 
     fn start_with(
         forward: impl Forward + Send + 'static,
+        draft: Option<Draft>,
         scheduler: Scheduler,
         facts: Facts,
         stats: EngineStats,
@@ -157,7 +196,7 @@ impl Engine {
             stats,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
-        let worker = worker::Worker::new(shared.clone(), forward);
+        let worker = worker::Worker::new(shared.clone(), forward, draft);
         let thread = std::thread::Builder::new().name("hearth-engine".into()).spawn(move || worker.run());
         let thread = Mutex::new(Some(thread.map_err(Error::Thread)?));
         Ok(EngineHandle { owner: Arc::new(Owner { shared, facts, streaming, adapters, thread }) })
@@ -174,11 +213,12 @@ struct Facts {
     rotates_by_length_from: Option<usize>,
     /// Largest rank of adapters.
     adapter_rank: usize,
-    speculation: Option<Speculation>,
+    /// Whether and how tokens are guessed.
+    guesses: Option<(Speculation, Source)>,
 }
 
 impl Facts {
-    fn new(config: &ModelConfig, context_limit: usize, bounds: &EngineConfig) -> Self {
+    fn new(config: &ModelConfig, context_limit: usize, bounds: &EngineConfig, source: Source) -> Self {
         let rotates_by_length_from = match config.rope.scaling {
             RopeScaling::Dynamic { original_max_position, .. } => Some(original_max_position),
             _ => None,
@@ -189,7 +229,7 @@ impl Facts {
             hidden_size: config.hidden_size,
             rotates_by_length_from,
             adapter_rank: bounds.adapter_rank,
-            speculation: bounds.speculation,
+            guesses: bounds.speculation.map(|speculation| (speculation, source)),
         }
     }
 }
@@ -284,7 +324,8 @@ impl EngineHandle {
         let reuse = request.prompt_logprobs.is_none();
         let adapter = request.adapter.as_deref();
         let arrival = self.arrival(&request.prompt, request.max_tokens, reuse, adapter, &standing);
-        self.enqueue(Sequence::new(request, standing.max_queue_time, self.owner.facts.speculation)?, arrival)
+        let guesser = self.owner.facts.guesses.map(|(how, source)| Guesser::new(how, source));
+        self.enqueue(Sequence::new(request, standing.max_queue_time, guesser)?, arrival)
     }
 
     /// Queues a prompt whose vector is wanted: it sends [`Event::Embedding`](crate::api::Event::Embedding).

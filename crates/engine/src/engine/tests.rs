@@ -12,6 +12,8 @@ const BLOCK: usize = 4;
 struct Hashing {
     /// One token per slot, as keys and values are kept.
     slots: Vec<u32>,
+    /// Another one is another model.
+    salt: u64,
     /// Panics on this token.
     explosive: Option<u32>,
     /// Answers NaN after this token.
@@ -22,11 +24,17 @@ struct Hashing {
 
 impl Hashing {
     fn new(blocks: usize) -> Self {
-        Hashing { slots: vec![u32::MAX; blocks * BLOCK], explosive: None, poisonous: None, gate: None }
+        Hashing {
+            slots: vec![u32::MAX; blocks * BLOCK],
+            salt: 7,
+            explosive: None,
+            poisonous: None,
+            gate: None,
+        }
     }
 
     fn logits(&self, history: &[u32]) -> Vec<f32> {
-        let hash = history.iter().fold(7u64, |h, &t| (h ^ u64::from(t)).wrapping_mul(0x100_0000_01b3));
+        let hash = history.iter().fold(self.salt, |h, &t| (h ^ u64::from(t)).wrapping_mul(0x100_0000_01b3));
         if history.last() == self.poisonous.as_ref() {
             return vec![f32::NAN; VOCAB];
         }
@@ -60,10 +68,16 @@ fn limits() -> Limits {
 }
 
 fn start(limits: Limits, model: Hashing) -> EngineHandle {
-    start_guessing(limits, model, None)
+    start_guessing(limits, model, None, None)
 }
 
-fn start_guessing(limits: Limits, model: Hashing, speculation: Option<Speculation>) -> EngineHandle {
+fn start_guessing(
+    limits: Limits,
+    model: Hashing,
+    draft: Option<Hashing>,
+    draft_tokens: Option<usize>,
+) -> EngineHandle {
+    let source = if draft.is_some() { Source::Draft } else { Source::Lookup };
     let blocks = model.slots.len() / BLOCK;
     let facts = Facts {
         context_limit: blocks * BLOCK,
@@ -71,10 +85,11 @@ fn start_guessing(limits: Limits, model: Hashing, speculation: Option<Speculatio
         hidden_size: VOCAB,
         rotates_by_length_from: None,
         adapter_rank: 0,
-        speculation,
+        guesses: draft_tokens.map(|draft_tokens| (Speculation { draft_tokens }, source)),
     };
     let scheduler = Scheduler::new(limits, blocks, BLOCK);
-    Engine::start_with(model, scheduler, facts, EngineStats::default(), None, None).expect("a thread")
+    let draft = draft.map(Draft::new);
+    Engine::start_with(model, draft, scheduler, facts, EngineStats::default(), None, None).expect("a thread")
 }
 
 fn request(prompt: &[u32], max_tokens: usize) -> Request {
@@ -132,8 +147,8 @@ fn a_response_is_the_same_alone_and_in_any_company_at_any_chunking() {
     assert_eq!(tokens(&alone[0]), expected(&[1], 7));
     for (max_seqs, max_batch_tokens, blocks) in [(1, 1, 8), (3, 3, 8), (6, 6, 64), (6, 7, 20), (6, 100, 64)] {
         let limits = Limits { max_seqs, max_batch_tokens, max_waiting: 100, max_overtaken: 9 };
-        let guesses = (max_batch_tokens % 3 == 1).then_some(Speculation { draft_tokens: 3 });
-        let engine = start_guessing(limits, Hashing::new(blocks), guesses);
+        let guesses = (max_batch_tokens % 3 == 1).then_some(3);
+        let engine = start_guessing(limits, Hashing::new(blocks), None, guesses);
         let running: Vec<_> = mixed_requests().into_iter().map(|r| engine.submit(r).expect("fits")).collect();
         for (generation, alone) in running.into_iter().zip(&alone) {
             assert_eq!(&events(generation), alone, "{max_seqs} sequences, {max_batch_tokens} tokens a step");
@@ -306,6 +321,67 @@ fn a_panic_in_a_step_fails_its_requests_and_the_engine_goes_on() {
     );
     assert_eq!(engine.stats().kv_blocks_used, 0);
     assert!(matches!(events_of(request(&[1], 1))[..], [Event::Token { .. }, Event::Finished { .. }]));
+}
+
+/// Requests that share prompts, more than there is room for at once.
+fn crowd() -> Vec<Request> {
+    let prompt = |i: u32| -> Vec<u32> { (0..5 + i % 4 * 3).map(|p| (p * 7 + i % 2) % 50).collect() };
+    (0..12).map(|i| request(&prompt(i), 9 + i as usize % 5)).collect()
+}
+
+#[test]
+fn a_model_that_drafts_for_itself_is_always_right_whatever_happens_to_its_blocks() {
+    let mut preemptions = 0;
+    for (max_seqs, max_batch_tokens, blocks, draft_tokens) in
+        [(1, 8, 8, 4), (3, 8, 30, 1), (6, 40, 100, 3), (6, 12, 12, 2), (4, 60, 9, 8)]
+    {
+        let limits = Limits { max_seqs, max_batch_tokens, max_waiting: 100, max_overtaken: 9 };
+        let (model, draft) = (Hashing::new(blocks), Hashing::new(blocks));
+        let engine = start_guessing(limits, model, Some(draft), Some(draft_tokens));
+        for _ in 0..2 {
+            let running: Vec<_> = crowd().into_iter().map(|r| engine.submit(r).expect("room")).collect();
+            for (request, generation) in crowd().into_iter().zip(running) {
+                assert_eq!(tokens(&events(generation)), expected(&request.prompt, request.max_tokens));
+            }
+        }
+        engine.drain();
+        let stats = engine.stats();
+        assert!(stats.draft_tokens > 0 && stats.kv_blocks_used == 0, "{stats:?}");
+        // A last guess that was never computed by the draft model may be met by who shares its block.
+        let wrong = stats.draft_tokens - stats.accepted_tokens;
+        assert!(wrong * 20 <= stats.draft_tokens, "{wrong} of {} were wrong", stats.draft_tokens);
+        preemptions += stats.preemptions;
+    }
+    assert!(preemptions > 0, "blocks are given up, too");
+}
+
+#[test]
+fn a_draft_model_that_knows_nothing_changes_nothing() {
+    let stranger = |blocks| Hashing { salt: 99, poisonous: Some(7), ..Hashing::new(blocks) };
+    let limits = Limits { max_seqs: 4, max_batch_tokens: 30, max_waiting: 100, max_overtaken: 9 };
+    let engine = start_guessing(limits, Hashing::new(20), Some(stranger(20)), Some(3));
+    let running: Vec<_> = crowd().into_iter().map(|r| engine.submit(r).expect("room")).collect();
+    // Every third is given up at some moment.
+    for (i, (request, generation)) in crowd().into_iter().zip(running).enumerate() {
+        if i % 3 > 0 {
+            assert_eq!(tokens(&events(generation)), expected(&request.prompt, request.max_tokens));
+        }
+    }
+    engine.drain();
+    let stats = engine.stats();
+    assert!(stats.accepted_tokens < stats.draft_tokens, "{stats:?}");
+    assert_eq!((stats.finished + stats.cancelled, stats.kv_blocks_used), (12, 0));
+}
+
+#[test]
+fn a_panic_of_the_draft_model_fails_the_steps_requests_and_the_engine_goes_on() {
+    let draft = Hashing { explosive: Some(13), ..Hashing::new(8) };
+    let engine = start_guessing(limits(), Hashing::new(8), Some(draft), Some(2));
+    let events_of = |r: Request| events(engine.submit(r).expect("fits"));
+    let why = "a step failed: token 13 is explosive";
+    assert_eq!(events_of(request(&[1, 13], 2)), [Event::Failed(why.into())]);
+    assert_eq!(engine.stats().kv_blocks_used, 0);
+    assert_eq!(tokens(&events_of(request(&[1], 1))), expected(&[1], 1));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The loop on its own thread: plan a step, run it, tell the callers.
 
 use super::{Mode, Shared, State};
+use crate::draft::Draft;
 use crate::runner::{Forward, SequenceStep};
 use crate::scheduler::{Part, RequestId};
 use crate::sequence::{Outcome, Sequence};
@@ -17,6 +18,7 @@ const STOPPED: &str = "the engine is shutting down";
 pub struct Worker<F> {
     shared: Arc<Shared>,
     forward: F,
+    draft: Option<Draft>,
     sequences: HashMap<RequestId, Sequence>,
 }
 
@@ -42,8 +44,8 @@ struct Moving {
 }
 
 impl<F: Forward> Worker<F> {
-    pub fn new(shared: Arc<Shared>, forward: F) -> Self {
-        Self { shared, forward, sequences: HashMap::new() }
+    pub fn new(shared: Arc<Shared>, forward: F, draft: Option<Draft>) -> Self {
+        Self { shared, forward, draft, sequences: HashMap::new() }
     }
 
     /// Works until told to end. Whatever happens, nobody is left waiting.
@@ -124,14 +126,20 @@ impl<F: Forward> Worker<F> {
     }
 
     fn step(&mut self, parts: Vec<Part>) {
+        let guessed = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(draft) = &mut self.draft {
+                draft.guess(&parts, &mut self.sequences);
+            }
+        }));
         let (mut moving, steps): (Vec<Moving>, Vec<SequenceStep>) =
             parts.into_iter().map(|part| self.set_out(part)).unzip();
-        let run = catch_unwind(AssertUnwindSafe(|| {
+        let forward = AssertUnwindSafe(|| {
             self.forward.forward(&steps, &mut |i, token, logits| {
                 let m = &mut moving[i];
                 m.sequence.take_logits(m.start + token, logits);
             });
-        }));
+        });
+        let run = guessed.and_then(|()| catch_unwind(forward));
         let outcomes: Vec<Outcome> = match run {
             Ok(()) => moving.iter_mut().map(|m| m.sequence.settle(m.end)).collect(),
             Err(panic) => {

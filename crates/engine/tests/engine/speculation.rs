@@ -3,8 +3,10 @@
 use crate::fixtures::*;
 use crate::invariance::{bits, requests};
 use hearth_engine::api::{Constraint, ConstraintSource, Event, Grammar, Request, Sampling};
-use hearth_engine::{Engine, EngineConfig, EngineHandle, LoadedModel, Speculation, footprint};
+use hearth_engine::{Activations, Engine, EngineConfig, EngineHandle, LoadedModel, Speculation, footprint};
 use hearth_kernels::paged::KvType;
+use hearth_memory::{Ledger, Tier};
+use hearth_weights::quant;
 
 fn guessing(model: &LoadedModel, config: EngineConfig, draft_tokens: usize) -> EngineHandle {
     let speculation = Some(Speculation { draft_tokens });
@@ -134,6 +136,88 @@ fn responses_are_bit_equal_with_guesses_when_sequences_are_preempted() {
         assert_eq!((stats.finished, stats.kv_blocks_used), (10, 0));
         assert!(stats.preemptions > 0 && stats.accepted_tokens > 0, "{stats:?}");
     }
+}
+
+fn drafting(model: &LoadedModel, draft: &LoadedModel, config: EngineConfig, n: usize) -> EngineHandle {
+    let speculation = Some(Speculation { draft_tokens: n });
+    let config = EngineConfig { speculation, ..config };
+    Engine::start_with_draft(model.clone(), draft.clone(), config).expect("fits without a budget")
+}
+
+/// The tiny model with its weights stored in four bits: another model of the same vocabulary that mostly agrees.
+fn coarse() -> LoadedModel {
+    let files = crate::formats::converted(&open("tiny-chat"), quant::Q4_0, true);
+    LoadedModel::load(&files, Activations::Int8, &Ledger::default(), &|_| ()).expect("no budget")
+}
+
+#[test]
+fn responses_are_bit_equal_with_a_draft_model() {
+    let files = open("tiny-chat");
+    let model = load(&files);
+    let mut all = requests(files.config.vocab_size, files.config.max_position_embeddings);
+    all.extend(repetitive(files.config.vocab_size));
+    let alone = alone(&model, &all);
+    let block = 2 * footprint::kv_block_bytes(&files.config, KvType::F32);
+    for (name, draft) in [("itself", load(&files)), ("a coarse copy", coarse())] {
+        for (max_seqs, max_batch_tokens, blocks, draft_tokens) in
+            [(1, 64, 100, 4), (4, 9, 100, 3), (17, 1024, 200, 6), (5, 40, 11, 2)]
+        {
+            let config = EngineConfig {
+                max_seqs,
+                max_batch_tokens,
+                context_limit: Some(112),
+                kv_bytes: Some(blocks * block),
+                ..EngineConfig::default()
+            };
+            let engine = drafting(&model, &draft, config, draft_tokens);
+            for round in 0..2 {
+                let running: Vec<_> = all.iter().map(|r| engine.submit(r.clone()).expect("fits")).collect();
+                for (i, (generation, alone)) in running.into_iter().zip(&alone).enumerate() {
+                    // Some are given up on the way.
+                    if round == 1 && i % 3 == 1 {
+                        continue;
+                    }
+                    let what = format!("{name}: request {i}, {max_seqs} sequences, {blocks} blocks, {round}");
+                    assert_eq!(&bits(&events(generation)), alone, "{what}");
+                }
+            }
+            engine.drain();
+            let stats = engine.stats();
+            assert_eq!((stats.finished + stats.cancelled, stats.kv_blocks_used), (34, 0));
+            assert_eq!(stats.preemptions > 0, blocks == 11, "{stats:?}");
+            assert!(stats.accepted_tokens * 4 > stats.draft_tokens, "{name}: {stats:?}");
+        }
+    }
+}
+
+#[test]
+fn a_draft_model_is_within_the_budget() {
+    let files = open("tiny-chat");
+    let ledger = Ledger::default();
+    let load = || LoadedModel::load(&files, Activations::F32, &ledger, &|_| ()).expect("no budget");
+    let (model, draft) = (load(), load());
+    let weights = ledger.used(Tier::Device);
+    let engine = drafting(&model, &draft, EngineConfig { max_seqs: 2, ..EngineConfig::default() }, 4);
+    let stats = engine.stats();
+    assert_eq!(stats.weight_bytes, weights);
+    let block = footprint::kv_block_bytes(&files.config, KvType::F32);
+    assert_eq!(stats.kv_bytes, 2 * stats.kv_blocks_total as u64 * block);
+    assert!(ledger.used(Tier::Device) > weights + stats.kv_bytes);
+    engine.shutdown();
+    drop((engine, model, draft));
+    assert_eq!(ledger.used(Tier::Device), 0);
+}
+
+#[test]
+fn a_draft_model_of_another_vocabulary_is_refused() {
+    let (model, other) = (load(&open("tiny-chat")), load(&open("parity/qwen3")));
+    let config =
+        EngineConfig { speculation: Some(Speculation { draft_tokens: 4 }), ..EngineConfig::default() };
+    let error = Engine::start_with_draft(model.clone(), other, config).err().expect("refused").to_string();
+    assert!(error.contains("vocabulary"), "{error}");
+    let error =
+        Engine::start_with_draft(model.clone(), model, EngineConfig::default()).err().expect("refused");
+    assert!(error.to_string().contains("number of tokens"), "{error}");
 }
 
 #[test]

@@ -97,8 +97,11 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
     let model = Model::open_adapted(path, None, ui)?;
     let ledger = Ledger::new(budget);
     let arithmetic = Arithmetic { activations: Activations::Int8, kv_type: args.kv_dtype };
+    let draft = args.draft.as_deref().map(|path| Draft::plan(path, arithmetic, &ledger, ui)).transpose()?;
     let plan = WeightPlan::new(&model.files, arithmetic, &ledger)?;
     let charges = charge(&plan, &ledger)?;
+    let draft = draft.map(Draft::with_the_other_placed);
+    let guesses = draft.as_ref().map(|d| (&d.files.config, d.plan.kv_type));
     let serving = EngineConfig::default();
     let wishes = Wishes {
         max_seqs: serving.max_seqs,
@@ -108,13 +111,16 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
         kv_type: plan.kv_type,
         adapter_rank: 0,
         adapter_bytes: 0,
+        draft: guesses,
     };
     let config = &model.files.config;
     let grant = footprint::grant(config, wishes, &ledger)?;
-    let kv = grant.blocks as u64 * footprint::kv_block_bytes(config, plan.kv_type);
+    let caches = [Some((config, plan.kv_type)), guesses].into_iter().flatten();
+    let block: u64 = caches.map(|(config, kv_type)| footprint::kv_block_bytes(config, kv_type)).sum();
+    let working = grant.working_bytes + grant.draft_working_bytes;
     let _serving = [
-        ledger.charge(Tier::Device, Kind::KvCache, kv)?,
-        ledger.charge(Tier::Device, Kind::Activations, grant.working_bytes)?,
+        ledger.charge(Tier::Device, Kind::KvCache, grant.blocks as u64 * block)?,
+        ledger.charge(Tier::Device, Kind::Activations, working)?,
     ];
     let speeds = speeds(&plan, &model.files, args.measure, ui)?;
     let batches: Vec<Forecast> =
@@ -133,8 +139,31 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
         batches,
         speeds,
     };
-    drop(charges);
+    drop((charges, draft));
     Ok(report)
+}
+
+/// A model that guesses. Its weights are placed before those of the model it guesses for, which leave room for its cache.
+struct Draft {
+    files: ModelFiles,
+    plan: WeightPlan,
+    _charges: Vec<Charge>,
+    _room: Option<Charge>,
+}
+
+impl Draft {
+    fn plan(path: &Path, arithmetic: Arithmetic, ledger: &Ledger, ui: &Ui) -> anyhow::Result<Self> {
+        let files = Model::open_adapted(path, None, ui)?.files;
+        let plan = WeightPlan::new(&files, arithmetic, ledger)?;
+        let _charges = charge(&plan, ledger)?;
+        let room = footprint::draft_room(&files.config, plan.kv_type);
+        let _room = Some(ledger.charge(Tier::Device, Kind::KvCache, room)?);
+        Ok(Self { files, plan, _charges, _room })
+    }
+
+    fn with_the_other_placed(self) -> Self {
+        Self { _room: None, ..self }
+    }
 }
 
 /// What loading will charge.

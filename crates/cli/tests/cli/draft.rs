@@ -1,0 +1,49 @@
+//! A model that guesses the tokens of another: the same answers within the same budget.
+
+use crate::support::{json, root, run, stderr, tiny_model};
+
+/// Tokens that the tiny model goes on from for long.
+const PROMPT: &[&str] = &["--tokens", "1,40,7,9,3,1,40,7", "-n", "60", "--ignore-eos"];
+
+#[test]
+fn a_plan_counts_the_bytes_of_a_draft_model() {
+    let plan = |more: &[&str]| {
+        let report = json(&[&["plan", "--serve", &tiny_model(), "--memory", "2MiB"], more].concat());
+        let kinds = report["tiers"]["device"]["by_kind"].clone();
+        let bytes = |kind: &str| kinds[kind].as_u64().unwrap_or_else(|| panic!("{kind}: {kinds}"));
+        (bytes("parameters"), bytes("kv_cache") / report["kv_tokens"].as_u64().expect("tokens"))
+    };
+    let alone = plan(&[]);
+    assert_eq!(plan(&["--draft", &tiny_model()]), (2 * alone.0, 2 * alone.1));
+}
+
+#[test]
+fn a_draft_model_changes_no_answer() {
+    let generate = |more: &[&str]| json(&[&["generate", &tiny_model()], PROMPT, more].concat());
+    for sampling in [&[][..], &["--temperature", "0.8", "--seed", "3"], &["--kv-dtype", "int8"]] {
+        let alone = generate(sampling);
+        let drafted = generate(&[sampling, &["--draft", &tiny_model(), "--draft-tokens", "3"]].concat());
+        assert_eq!(alone["tokens"], drafted["tokens"], "{sampling:?}");
+        let guessed = &drafted["speculation"];
+        assert_eq!(guessed["draft_tokens"], guessed["accepted_tokens"], "it knows itself: {guessed}");
+        assert!(guessed["steps"].as_u64() < Some(25), "{guessed}");
+    }
+}
+
+#[test]
+fn draft_models_that_cannot_serve_are_refused() {
+    let other = root().join("tests/fixtures/parity/qwen3/model").display().to_string();
+    let model = tiny_model();
+    for (more, code, words) in [
+        (&["--draft", &other][..], 1, "vocabulary"),
+        (&["--draft", "/nowhere"], 2, "/nowhere"),
+        (&["--draft", &model, "--speculative", "ngram"], 2, "cannot be used with"),
+        (&["--draft-tokens", "3"], 2, "required"),
+        (&["--draft", &model, "--draft-tokens", "99"], 1, "from 1 to 32"),
+        (&["--draft", &model, "--memory", "600KiB"], 1, "device"),
+    ] {
+        let output = run(&[&["generate", &model], PROMPT, more].concat());
+        assert_eq!(output.status.code(), Some(code), "{more:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(words), "{more:?}: {}", stderr(&output));
+    }
+}
