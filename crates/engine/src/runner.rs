@@ -48,6 +48,8 @@ pub struct Runner {
     model: LoadedModel,
     cache: KvCache,
     space: Workspace,
+    /// Of up to [`HEAD_ROWS`] rows.
+    logits: Vec<f32>,
     /// KV cache and values between layers.
     _charges: [Charge; 2],
 }
@@ -65,7 +67,7 @@ impl Runner {
             model.ledger().charge(Tier::Device, Kind::Activations, working_bytes)?,
         ];
         let cache = KvCache::new(c.num_layers, blocks, c.num_kv_heads, c.head_dim, model.kv_type());
-        Ok(Self { cache, space: Workspace::default(), model, _charges: charges })
+        Ok(Self { cache, space: Workspace::default(), logits: Vec::new(), model, _charges: charges })
     }
 
     /// The model.
@@ -103,22 +105,30 @@ impl Runner {
 impl Forward for Runner {
     fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow) {
         let x = self.hidden(step);
-        let (parts, device) = (self.model.parts(), x.device());
+        let parts = self.model.parts();
         let (vectors, logits): (Vec<_>, Vec<_>) =
             wanted_rows(step).into_iter().partition(|w| step[w.sequence].vectors);
-        for (wanted, width) in [(logits, parts.config.vocab_size), (vectors, parts.config.hidden_size)] {
-            for wanted in wanted.chunks(HEAD_ROWS) {
-                let rows: Vec<i32> = wanted.iter().map(|w| w.row as i32).collect();
-                let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [wanted.len()]), &device);
-                let rows = x.clone().select(0, rows);
-                let vectors = step[wanted[0].sequence].vectors;
-                let rows = if vectors { parts.head.vectors(rows) } else { parts.head.logits(rows) };
-                let rows = rows.into_data().try_into_vec::<f32>().expect("inference runs in f32");
-                for (w, row) in wanted.iter().zip(rows.chunks_exact(width)) {
-                    each(w.sequence, w.token, row);
-                }
-            }
+        for wanted in logits.chunks(HEAD_ROWS) {
+            parts.head.logits_into(rows_of(&x, wanted), &mut self.logits);
+            hand_over(wanted, &self.logits, parts.config.vocab_size, each);
         }
+        for wanted in vectors.chunks(HEAD_ROWS) {
+            let rows = parts.head.vectors(rows_of(&x, wanted)).into_data();
+            let rows = rows.try_into_vec::<f32>().expect("inference runs in f32");
+            hand_over(wanted, &rows, parts.config.hidden_size, each);
+        }
+    }
+}
+
+fn rows_of(x: &Tensor<2>, wanted: &[WantedRow]) -> Tensor<2> {
+    let rows: Vec<i32> = wanted.iter().map(|w| w.row as i32).collect();
+    let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [wanted.len()]), &x.device());
+    x.clone().select(0, rows)
+}
+
+fn hand_over(wanted: &[WantedRow], rows: &[f32], width: usize, each: &mut EachRow) {
+    for (w, row) in wanted.iter().zip(rows.chunks_exact(width)) {
+        each(w.sequence, w.token, row);
     }
 }
 

@@ -83,6 +83,24 @@ impl Head {
         self.weight.project(self.norm.forward(x))
     }
 
+    /// As [`Self::logits`], in place of what is in `out`, which keeps the memory of the most rows it ever held.
+    pub fn logits_into(&self, x: Tensor<2>, out: &mut Vec<f32>) {
+        let floats = |x: Tensor<2>| x.into_data().convert::<f32>().try_into_vec().expect("converted");
+        match &self.weight {
+            Matrix::Packed(w) => {
+                let (rows, h): (usize, Vec<f32>) = (x.dims()[0], floats(self.norm.forward(x)));
+                let len = rows * w.rows();
+                if len > out.capacity() {
+                    *out = Vec::new();
+                    out.reserve_exact(len);
+                }
+                out.resize(len, 0.0);
+                w.multiply(&h, out);
+            }
+            _ => *out = floats(self.logits(x)),
+        }
+    }
+
     /// What the output matrix is applied to: `x`, `[rows, d_model]`, normalised. A token's embedding.
     pub fn vectors(&self, x: Tensor<2>) -> Tensor<2> {
         self.norm.forward(x)

@@ -3,8 +3,9 @@
 //! A block holds, for each KV head, the keys transposed, `[head_dim][16]` (a lane per token: scores need no
 //! horizontal sums), then the values by token, `[16][padded]`, where `padded` is `head_dim` rounded up to whole
 //! groups of lanes and the padding stays zero. Numbers of 8 bits have scales beside them, `[kv_head][2][16]` per block:
-//! one for a token's key in a head and one for its value, so what a token is stored as depends on that token alone. Training lays out a document the same way on the fly; the engine
-//! keeps blocks in its paged cache. Hence one attention kernel.
+//! one for a token's key in a head and one for its value, so what a token is stored as depends on that token alone.
+//! Training lays out a document the same way on the fly; the engine keeps blocks in its paged cache. Hence one attention
+//! kernel.
 
 use super::simd::LANES;
 use super::stored::Stored;
@@ -72,14 +73,19 @@ impl KvLayout {
     /// sequence's blocks in order. Rounded to the nearest number that the cache stores.
     pub fn write<T: Stored>(self, data: &mut [T], table: &[u32], position: usize, k: &[f32], v: &[f32]) {
         let width = self.kv_heads * self.head_dim;
+        let mut narrow = [T::narrow(0.0); 64];
         for (i, (k, v)) in k.chunks_exact(width).zip(v.chunks_exact(width)).enumerate() {
             let (block, slot) = ((position + i) / KV_BLOCK, (position + i) % KV_BLOCK);
             let base = table[block] as usize * self.block_len();
             for head in 0..self.kv_heads {
                 let tile = &mut data[base + head * self.tile_len()..][..self.tile_len()];
                 let (keys, values) = tile.split_at_mut(KV_BLOCK * self.head_dim);
-                for (d, x) in k[head * self.head_dim..][..self.head_dim].iter().enumerate() {
-                    keys[d * KV_BLOCK + slot] = T::narrow(*x);
+                let key = k[head * self.head_dim..][..self.head_dim].chunks(narrow.len());
+                for (key, keys) in key.zip(keys.chunks_mut(narrow.len() * KV_BLOCK)) {
+                    T::narrow_block(key, &mut narrow[..key.len()]);
+                    for (token, x) in keys.chunks_exact_mut(KV_BLOCK).zip(narrow) {
+                        token[slot] = x;
+                    }
                 }
                 let values = &mut values[slot * self.padded()..][..self.head_dim];
                 T::narrow_block(&v[head * self.head_dim..][..self.head_dim], values);

@@ -60,9 +60,13 @@ impl Int8Rows {
     }
 }
 
-/// To exactly `len` elements, with no more memory than the most that were ever asked for.
+/// To exactly `len` elements of whatever value, with no more memory than for the most that were ever asked for.
 pub(crate) fn resize<T: Clone + Default>(x: &mut Vec<T>, len: usize) {
-    x.reserve_exact(len.saturating_sub(x.len()));
+    if len > x.capacity() {
+        // Before the new memory is taken, so that both are never there at once.
+        *x = Vec::new();
+        x.reserve_exact(len);
+    }
     x.resize(len, T::default());
 }
 
