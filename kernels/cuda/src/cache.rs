@@ -44,7 +44,8 @@ impl Cache {
     fn read(&self, name: &str) -> Option<Compiled> {
         let log = fs::read_to_string(self.folder.join(name).with_extension("log")).ok()?;
         let cubin = fs::read(self.folder.join(name).with_extension("cubin")).ok()?;
-        cubin.starts_with(b"\x7fELF").then_some(Compiled { cubin, log })
+        let whole = cubin.starts_with(b"\x7fELF") || (cubin.starts_with(b"//") && cubin.ends_with(b"\0"));
+        whole.then_some(Compiled { cubin, log })
     }
 
     /// The image last: with it the entry is complete.

@@ -2,7 +2,10 @@
 
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Environment variable with the path of a driver to use instead.
+pub const VARIABLE: &str = "HEARTH_CUDA_DRIVER";
 
 /// Names the library is looked for by.
 const NAMES: &[&str] = &["libcuda.so.1", "libcuda.so"];
@@ -89,16 +92,20 @@ pub struct Driver {
     push: unsafe extern "C" fn(Context) -> c_int,
     pop: unsafe extern "C" fn(*mut Context) -> c_int,
     memory: unsafe extern "C" fn(*mut usize, *mut usize) -> c_int,
+    path: PathBuf,
     /// Keeps the functions' code mapped.
     _library: Library,
 }
 
 impl Driver {
-    /// Loads and starts the driver.
+    /// Loads and starts the driver, the one that [`VARIABLE`] names if it is set.
     ///
     /// # Errors
     /// One sentence each for no driver, too old a one, and one that finds no card.
     pub fn open() -> Result<Self, Error> {
+        if let Some(path) = std::env::var_os(VARIABLE) {
+            return Self::open_at(Path::new(&path));
+        }
         NAMES.iter().find_map(|name| Self::load(Path::new(name))).unwrap_or(Err(Error::Missing))
     }
 
@@ -113,15 +120,20 @@ impl Driver {
     fn load(path: &Path) -> Option<Result<Self, Error>> {
         // SAFETY: the driver's initialisers have no preconditions.
         let library = unsafe { Library::new(path) }.ok()?;
-        Some(Self::of(library, &path.display().to_string()))
+        Some(Self::of(library, path))
     }
 
-    fn of(library: Library, name: &str) -> Result<Self, Error> {
+    /// The library it lies in.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn of(library: Library, path: &Path) -> Result<Self, Error> {
         macro_rules! function {
             ($name:literal) => {
                 // SAFETY: the type is that of the driver's documented interface, unchanged since CUDA 7.
                 *unsafe { library.get($name) }
-                    .map_err(|_| Error::Foreign { library: name.to_owned(), function: $name })?
+                    .map_err(|_| Error::Foreign { library: path.display().to_string(), function: $name })?
             };
         }
         let init: unsafe extern "C" fn(c_uint) -> c_int = function!("cuInit");
@@ -138,6 +150,7 @@ impl Driver {
             push: function!("cuCtxPushCurrent_v2"),
             pop: function!("cuCtxPopCurrent_v2"),
             memory: function!("cuMemGetInfo_v2"),
+            path: path.to_owned(),
             _library: library,
         };
         let (major, minor) = driver.version()?;

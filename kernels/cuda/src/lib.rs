@@ -7,8 +7,11 @@
 //! - [`nvrtc`]: the compiler, found at run time.
 //! - [`cache`]: what it made, in the user's cache.
 //! - [`driver`]: which cards there are.
+//! - [`runtime`]: a card's memory, streams and code; copies that overlap with computing.
+//! - [`ops`]: the kernels as functions.
 //! - [`usage`]: registers, spills and shared memory of each kernel, out of the compiler's log.
-//! - `tests/emulated/`: the same sources compiled as C++ and run on the CPU.
+//! - `tests/emulated/`: the same sources compiled as C++ and run on the CPU; `stand-in/`: a driver made of them, which
+//!   tests what launches them.
 //!
 //! # Invariants
 //! - Every kernel is compiled with [`nvrtc::OPTIONS`], whatever the card: nothing is contracted, so the emulation on the
@@ -18,6 +21,8 @@
 pub mod cache;
 pub mod driver;
 pub mod nvrtc;
+pub mod ops;
+pub mod runtime;
 pub mod sources;
 pub mod usage;
 

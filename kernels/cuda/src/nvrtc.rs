@@ -3,7 +3,7 @@
 use crate::sources::{HEADERS, Source};
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 
 /// Names the library is looked for by, the newest first.
@@ -73,6 +73,10 @@ pub struct Nvrtc {
     log: Bytes,
     cubin_size: Size,
     cubin: Bytes,
+    ptx_size: Size,
+    ptx: Bytes,
+    num_architectures: unsafe extern "C" fn(*mut c_int) -> c_int,
+    architectures: unsafe extern "C" fn(*mut c_int) -> c_int,
     /// Keeps the functions' code mapped.
     _library: Library,
 }
@@ -80,7 +84,7 @@ pub struct Nvrtc {
 /// Code for one architecture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
-    /// An ELF image that the driver loads.
+    /// What the driver loads: an ELF image for one architecture, or PTX (a terminated text) for `compute_…`.
     pub cubin: Vec<u8>,
     /// What the compiler says, with each kernel's use of the machine.
     pub log: String,
@@ -92,11 +96,21 @@ impl Nvrtc {
     /// # Errors
     /// [`Error::Missing`], [`Error::Foreign`].
     pub fn open() -> Result<Self, Error> {
-        let named = std::env::var_os(VARIABLE).map(PathBuf::from);
-        let candidates = match named {
-            Some(path) => vec![path],
-            None => NAMES.iter().map(PathBuf::from).collect(),
-        };
+        match std::env::var_os(VARIABLE) {
+            Some(path) => Self::open_at(Path::new(&path)),
+            None => Self::first_of(NAMES.iter().map(PathBuf::from).collect()),
+        }
+    }
+
+    /// This library.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_at(path: &Path) -> Result<Self, Error> {
+        Self::first_of(vec![path.to_owned()])
+    }
+
+    fn first_of(candidates: Vec<PathBuf>) -> Result<Self, Error> {
         let mut reasons = Vec::new();
         for candidate in candidates {
             // SAFETY: NVRTC's initialisers have no preconditions; what the user points at is the user's.
@@ -125,6 +139,10 @@ impl Nvrtc {
             log: function!("nvrtcGetProgramLog"),
             cubin_size: function!("nvrtcGetCUBINSize"),
             cubin: function!("nvrtcGetCUBIN"),
+            ptx_size: function!("nvrtcGetPTXSize"),
+            ptx: function!("nvrtcGetPTX"),
+            num_architectures: function!("nvrtcGetNumSupportedArchs"),
+            architectures: function!("nvrtcGetSupportedArchs"),
             _library: library,
         })
     }
@@ -140,7 +158,21 @@ impl Nvrtc {
         Ok((major, minor))
     }
 
-    /// Compiles a file for an architecture as `sm_90a`.
+    /// Architectures it makes code for, ascending: 80, 86, ….
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub fn architectures(&self) -> Result<Vec<i32>, Error> {
+        let mut count = 0;
+        // SAFETY: an integer to write.
+        check("nvrtcGetNumSupportedArchs", unsafe { (self.num_architectures)(&mut count) })?;
+        let mut all = vec![0; usize::try_from(count).unwrap_or_default()];
+        // SAFETY: room for as many as it said.
+        check("nvrtcGetSupportedArchs", unsafe { (self.architectures)(all.as_mut_ptr()) })?;
+        Ok(all)
+    }
+
+    /// Compiles a file for an architecture as `sm_90a`, or to PTX for `compute_80`.
     ///
     /// # Errors
     /// [`Error::Compile`] with the compiler's log.
@@ -156,7 +188,11 @@ impl Nvrtc {
         if code != 0 {
             return Err(Error::Compile { source_name: source.name, arch: arch.to_owned(), log });
         }
-        Ok(Compiled { cubin: program.bytes("nvrtcGetCUBIN", self.cubin_size, self.cubin)?, log })
+        let cubin = match arch.starts_with("compute_") {
+            true => program.bytes("nvrtcGetPTX", self.ptx_size, self.ptx)?,
+            false => program.bytes("nvrtcGetCUBIN", self.cubin_size, self.cubin)?,
+        };
+        Ok(Compiled { cubin, log })
     }
 
     fn program(&self, source: &Source) -> Result<Owned<'_>, Error> {
