@@ -18,6 +18,7 @@ macro_rules! source {
 /// Files with kernels.
 pub static SOURCES: &[Source] = &[
     source!("adamw.cu"),
+    source!("add.cu"),
     source!("attention.cu"),
     source!("attention_paged.cu"),
     source!("cast.cu"),

@@ -45,6 +45,9 @@ bool spend(const char* name) {
     return true;
 }
 
+// What images begin with; the name of a file of kernels follows.
+const std::string ELF = "\x7f" "ELF stand-in ", PTX = "// PTX stand-in ";
+
 struct Operation {
     bool copy;
     std::function<void()> run;
@@ -372,11 +375,11 @@ int cuEventElapsedTime(float* milliseconds, Event* from, Event* to) {
 
 int cuModuleLoadData(Module** module, const void* image) {
     ENTER();
-    std::string text = static_cast<const char*>(image), elf = "\x7f" "ELF stand-in ", ptx = "// PTX stand-in ";
-    bool cubin = text.rfind(elf, 0) == 0;
-    REQUIRE(cubin || text.rfind(ptx, 0) == 0, INVALID_IMAGE);
+    std::string text = static_cast<const char*>(image);
+    bool cubin = text.rfind(ELF, 0) == 0;
+    REQUIRE(cubin || text.rfind(PTX, 0) == 0, INVALID_IMAGE);
     REQUIRE(!cubin || setting("cubins"), NO_BINARY);
-    *module = new Module{text.substr(cubin ? elf.size() : ptx.size())};
+    *module = new Module{text.substr((cubin ? ELF : PTX).size())};
     driver.modules.insert(*module);
     return OK;
 }
@@ -479,9 +482,9 @@ int nvrtcCompileProgram(Program* program, int count, const char* const* options)
 }
 int nvrtcGetProgramLogSize(Program*, size_t* bytes) { *bytes = 1; return 0; }
 int nvrtcGetProgramLog(Program*, char* log) { *log = 0; return 0; }
-int nvrtcGetCUBINSize(Program* p, size_t* bytes) { *bytes = p->ptx ? 0 : p->file.size() + 14; return 0; }
-int nvrtcGetCUBIN(Program* p, char* image) { std::strcpy(image, ("\x7f" "ELF stand-in " + p->file).c_str()); return 0; }
-int nvrtcGetPTXSize(Program* p, size_t* bytes) { *bytes = p->file.size() + 17; return 0; }
-int nvrtcGetPTX(Program* p, char* image) { std::strcpy(image, ("// PTX stand-in " + p->file).c_str()); return 0; }
+int nvrtcGetCUBINSize(Program* p, size_t* bytes) { *bytes = p->ptx ? 0 : (ELF + p->file).size() + 1; return 0; }
+int nvrtcGetCUBIN(Program* p, char* image) { std::strcpy(image, (ELF + p->file).c_str()); return 0; }
+int nvrtcGetPTXSize(Program* p, size_t* bytes) { *bytes = (PTX + p->file).size() + 1; return 0; }
+int nvrtcGetPTX(Program* p, char* image) { std::strcpy(image, (PTX + p->file).c_str()); return 0; }
 
 }  // extern "C"

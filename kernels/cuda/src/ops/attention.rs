@@ -19,6 +19,11 @@ pub struct Tile {
     end: u32,
 }
 
+impl Tile {
+    /// No rows.
+    pub const EMPTY: Tile = Tile { first: 0, count: 0, start: 0, end: 0 };
+}
+
 /// The tiles of documents of these lengths, one behind another.
 ///
 /// # Panics

@@ -1,4 +1,4 @@
-//! Elementwise ops: RoPE, SwiGLU, dropout.
+//! Elementwise ops: RoPE, SwiGLU, sums, dropout.
 
 use super::{Float, Op, arguments};
 use crate::runtime::{Error, Stream, View, ViewMut};
@@ -92,6 +92,23 @@ pub fn swiglu_backward<T: Float>(
     let grid = op.line(n.div_ceil(T::WIDTH * THREADS), THREADS as u32)?;
     let name = format!("swiglu_backward_{}", T::NAME);
     stream.launch("swiglu.cu", &name, grid, arguments![gate, up, dy, n as i64, dgate, dup])
+}
+
+/// `y += x`, where `x` repeats: a residual as long as `y`, or a bias for each of its rows.
+///
+/// # Errors
+/// As [`rope`].
+pub fn add<T: Float>(stream: &Stream, x: View<'_, T>, y: ViewMut<'_, T>) -> Result<(), Error> {
+    let op = Op("add");
+    let (period, n) = (x.len(), y.len());
+    if n == 0 {
+        return Ok(());
+    }
+    op.rows("y", n, period)?;
+    op.takes("x", &x, period)?;
+    op.gives("y", &y, n)?;
+    let grid = op.line(n.div_ceil(T::WIDTH * THREADS), THREADS as u32)?;
+    stream.launch("add.cu", &format!("add_{}", T::NAME), grid, arguments![x, period as i64, n as i64, y])
 }
 
 /// Inverted dropout with the CPU's counter-based mask: elements are kept with probability `1 − p` and scaled by `1/(1 − p)`.

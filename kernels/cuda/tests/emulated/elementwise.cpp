@@ -1,4 +1,4 @@
-// RoPE, SwiGLU, AdamW, casts, dropout, embeddings and sums of squares. A file's kernels live in a namespace of their own,
+// RoPE, SwiGLU, sums, dropout and embeddings. A file's kernels live in a namespace of their own,
 // as they do in a module.
 #include "check.h"
 namespace rope_file {
@@ -13,6 +13,11 @@ namespace swiglu_file {
 #undef THREADS
 namespace dropout_file {
 #include "../../dropout.cu"
+}
+#undef KERNELS
+#undef THREADS
+namespace add_file {
+#include "../../add.cu"
 }
 #undef KERNELS
 #undef THREADS
@@ -128,6 +133,19 @@ void embeddings_agree() {
     same("dw", dw, want);
 }
 
+template <typename T>
+void sums_agree(void (*kernel)(const T*, long long, long long, T*)) {
+    Random r(8);
+    for (auto [rows, period] : {std::pair{1, 37}, {3, 64}, {5, 6}, {1, 4096}}) {
+        auto x = random<T>(r, period), y = random<T>(r, rows * period);
+        auto want = wide(y);
+        for (size_t i = 0; i < want.size(); i++) want[i] += widen(x[i % period]);
+        int blocks = rounded_up(rounded_up(y.size(), Width<T>::value), BLOCK);
+        run("add", blocks, BLOCK, 0, [&] { kernel(x.data(), period, y.size(), y.data()); }, y);
+        near("y", y, want, epsilon<T>());
+    }
+}
+
 int main(int argc, char** argv) {
     return check::main(argc, argv, {
         {"rope rotates pairs, both ways, f32", [] { rope_agrees<float>(rope_file::rope_f32); }},
@@ -137,6 +155,9 @@ int main(int argc, char** argv) {
         {"swiglu and its gradients, bf16", [] { swiglu_agrees<bf16>(swiglu_file::swiglu_bf16, swiglu_file::swiglu_backward_bf16); }},
         {"swiglu and its gradients, f16", [] { swiglu_agrees<f16>(swiglu_file::swiglu_f16, swiglu_file::swiglu_backward_f16); }},
         {"dropout has the trainer's mask", dropout_is_the_cpus},
+        {"a row is added to every row, f32", [] { sums_agree<float>(add_file::add_f32); }},
+        {"a row is added to every row, bf16", [] { sums_agree<bf16>(add_file::add_bf16); }},
+        {"a row is added to every row, f16", [] { sums_agree<f16>(add_file::add_f16); }},
         {"embeddings are gathered, and their gradients added in order", embeddings_agree},
     });
 }

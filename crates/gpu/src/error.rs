@@ -1,0 +1,34 @@
+/// Why a card does not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The card, its driver or its budget.
+    #[error(transparent)]
+    Card(#[from] hearth_cuda::runtime::Error),
+    /// The model's files.
+    #[error(transparent)]
+    Weights(#[from] hearth_weights::Error),
+    /// A token outside the vocabulary.
+    #[error("token {token} is outside the vocabulary of {vocab}")]
+    Token {
+        /// Its id.
+        token: u32,
+        /// How many there are.
+        vocab: usize,
+    },
+    /// Something a model has that decoding on a card does not know.
+    #[error("{name}: the card multiplies no {format}; convert it to {known}")]
+    Format {
+        /// Tensor.
+        name: String,
+        /// What it is stored as.
+        format: &'static str,
+        /// What it may be stored as.
+        known: String,
+    },
+}
+
+impl From<hearth_memory::Error> for Error {
+    fn from(error: hearth_memory::Error) -> Self {
+        Error::Card(error.into())
+    }
+}

@@ -1,0 +1,16 @@
+//! A card put to work: models decoded on it, its kernels held against the CPU's, its speed measured.
+//!
+//! # Layout
+//! - [`model`]: [`CardModel`], a model's files decoded on a card.
+//!
+//! # Invariants
+//! Nothing here needs a card to be built or tested: the driver is found at run time, and tests bring one that runs kernels
+//! on the CPU.
+#![forbid(unsafe_code)]
+
+pub mod model;
+
+mod error;
+
+pub use error::Error;
+pub use model::CardModel;
