@@ -35,7 +35,7 @@ pub fn compile_kernels() -> anyhow::Result<Option<Command>> {
 }
 
 /// The library that the environment names, or the cached one, or a fetched one.
-fn library() -> anyhow::Result<PathBuf> {
+pub fn library() -> anyhow::Result<PathBuf> {
     if let Some(named) = std::env::var_os(VARIABLE) {
         return Ok(named.into());
     }

@@ -3,7 +3,7 @@
 
 use clap::{Parser, Subcommand};
 use hearth::commands::{
-    bench, chat, ckpt, convert, doctor, eval, fetch_data, generate, inspect, logits, plan, quickstart,
+    bench, chat, ckpt, convert, doctor, eval, fetch_data, generate, gpu, inspect, logits, plan, quickstart,
     replay, serve, train, verify,
 };
 use hearth::exit::{self, Said, say};
@@ -64,6 +64,9 @@ enum Command {
     /// Looks at, checks, exports and thins out checkpoints
     #[command(subcommand)]
     Ckpt(ckpt::CkptCommand),
+    /// Checks and measures the kernels on an NVIDIA card
+    #[command(subcommand)]
+    Gpu(gpu::GpuCommand),
     /// Looks at this machine
     Doctor(doctor::DoctorArgs),
 }
@@ -110,6 +113,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Replay(args) => show(&replay::run(args, &ui)?, &ui),
         Command::Bench(command) => show(&bench::run(command, &ui)?, &ui),
         Command::Ckpt(command) => show(&ckpt::run(command, &ui)?, &ui),
+        Command::Gpu(command) => show(&gpu::run(command, &ui)?, &ui),
         Command::Doctor(args) => show(&doctor::run(args, &ui)?, &ui),
     }
 }

@@ -1,6 +1,7 @@
 //! A card put to work: models decoded on it, its kernels held against the CPU's, its speed measured.
 //!
 //! # Layout
+//! - [`bench`]: its speed against its own copies.
 //! - [`checks`]: every kernel against the CPU's.
 //! - [`model`]: [`CardModel`], a model's files decoded on a card.
 //!
@@ -9,6 +10,7 @@
 //! on the CPU.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod checks;
 pub mod model;
 

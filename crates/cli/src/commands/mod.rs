@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod eval;
 pub mod fetch_data;
 pub mod generate;
+pub mod gpu;
 pub mod inspect;
 pub mod logits;
 pub mod plan;

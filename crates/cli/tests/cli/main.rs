@@ -6,6 +6,7 @@ mod ckpt;
 mod crash;
 mod draft;
 mod end_to_end;
+mod gpu;
 mod kv;
 mod launched;
 mod plan;
