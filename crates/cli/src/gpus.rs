@@ -3,6 +3,9 @@
 use crate::ui::bytes;
 use hearth_cuda::driver::{self, Card, Driver};
 use hearth_cuda::nvrtc::{self, Nvrtc};
+use hearth_cuda::runtime::Device;
+use hearth_gpu::bench::{self, Copies};
+use hearth_memory::Ledger;
 use serde::Serialize;
 
 /// NVIDIA cards and what it takes to use them.
@@ -31,6 +34,8 @@ pub struct Gpu {
     pub total_bytes: u64,
     /// Memory nobody holds; nothing if the card lets us not in.
     pub free_bytes: Option<u64>,
+    /// Copies as measured, bytes per second; nothing if the card is too old, too full or not ours to use.
+    pub copies: Option<Copies>,
 }
 
 /// Looks for cards. Without any the CPU does everything.
@@ -55,25 +60,32 @@ fn cards(gpus: &mut Gpus) -> Result<(), driver::Error> {
     let driver = Driver::open()?;
     let (major, minor) = driver.version()?;
     gpus.driver = Some(format!("CUDA {major}.{minor}"));
-    for card in driver.cards()? {
+    for (ordinal, card) in driver.cards()?.into_iter().enumerate() {
         if !card.is_supported() {
             let ((major, minor), (least, _)) = (card.capability, driver::OLDEST_CARD);
             let name = &card.name;
             gpus.missing
                 .push(format!("{name} has compute capability {major}.{minor}, {least}.0 or newer is needed"));
         }
-        gpus.cards.push(gpu(card));
+        gpus.cards.push(gpu(card, measure(ordinal)));
     }
     Ok(())
 }
 
-fn gpu(card: Card) -> Gpu {
+/// Whatever is wrong with a card is said elsewhere: here there is just no figure.
+fn measure(ordinal: usize) -> Option<Copies> {
+    let card = Device::open(ordinal, &Ledger::default()).ok()?;
+    bench::copies(&card).ok()
+}
+
+fn gpu(card: Card, copies: Option<Copies>) -> Gpu {
     let (major, minor) = card.capability;
     Gpu {
         name: card.name,
         compute_capability: format!("{major}.{minor}"),
         total_bytes: card.total_bytes,
         free_bytes: card.free_bytes,
+        copies,
     }
 }
 
@@ -83,7 +95,14 @@ impl Gpus {
         let card = |gpu: &Gpu| {
             let free =
                 gpu.free_bytes.map_or("in exclusive use".into(), |free| format!("{} free", bytes(free)));
-            format!("{} ({}, {}, {free})", gpu.name, gpu.compute_capability, bytes(gpu.total_bytes))
+            let speeds = gpu.copies.map_or(String::new(), |c| {
+                let gb_s = [c.within, c.to_card, c.to_host].map(|speed| speed / 1e9);
+                format!(
+                    ", copies at {:.0} GB/s within it, {:.1} to it, {:.1} from it",
+                    gb_s[0], gb_s[1], gb_s[2]
+                )
+            });
+            format!("{} ({}, {}, {free}{speeds})", gpu.name, gpu.compute_capability, bytes(gpu.total_bytes))
         };
         let cards = self.cards.iter().map(card);
         let line = cards.chain(self.missing.iter().cloned()).collect::<Vec<_>>().join("; ");
@@ -101,8 +120,10 @@ mod tests {
         assert_eq!(gpus.line(), "none (no driver)");
         let card =
             Card { name: "Card".into(), capability: (9, 0), total_bytes: 2 << 30, free_bytes: Some(1 << 30) };
-        gpus.cards.push(gpu(card));
+        let copies = Copies { within: 2e12, to_card: 5e10, to_host: 4e10 };
+        gpus.cards.push(gpu(card, Some(copies)));
         let line = gpus.line();
+        assert!(line.contains(", copies at 2000 GB/s within it, 50.0 to it, 40.0 from it)"), "{line}");
         assert!(line.starts_with("Card (9.0, ") && line.ends_with("no driver"), "{line}");
     }
 

@@ -68,6 +68,8 @@ pub struct GpuReport {
     pub checks: Vec<Outcome>,
     /// Speeds; none when a check failed.
     pub speeds: Vec<Speed>,
+    /// A sentence for each measurement that the card is too small for.
+    pub left_out: Vec<String>,
 }
 
 /// Checks, and if asked to measures.
@@ -89,7 +91,8 @@ fn measure(args: &BenchArgs, ui: &Ui) -> anyhow::Result<GpuReport> {
     let (card, mut report) = check(&args.device, budget, args.tiny, ui)?;
     if report.ok() {
         let extent = if args.tiny { Extent::Tiny } else { Extent::Full };
-        report.speeds = bench::run(&card, extent, |speed| ui.note(line(speed)))?;
+        let measured = bench::run(&card, extent, |speed| ui.note(line(speed)))?;
+        (report.speeds, report.left_out) = (measured.speeds, measured.left_out);
     }
     if let Some(folder) = &args.out {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -123,6 +126,7 @@ fn check(device: &str, budget: Budget, tiny: bool, ui: &Ui) -> anyhow::Result<(A
         tiny,
         checks,
         speeds: Vec::new(),
+        left_out: Vec::new(),
     };
     Ok((card, report))
 }
@@ -140,9 +144,10 @@ fn share(speed: &Speed) -> String {
     format!("{:.0}% {of}", 100.0 * speed.share)
 }
 
-fn goal(speed: &Speed) -> String {
+fn goal(speed: &Speed, tiny: bool) -> String {
     match speed.goal {
         None => String::new(),
+        Some(goal) if tiny => format!("≥ {:.0}%", 100.0 * goal),
         Some(goal) => {
             let verdict = if speed.share >= goal { "reached" } else { "missed" };
             format!("≥ {:.0}%: {verdict}", 100.0 * goal)
@@ -171,7 +176,11 @@ impl GpuReport {
         text += "\n| what | GB/s | share | goal |\n|---|---|---|---|\n";
         for speed in &self.speeds {
             let gb_s = speed.bandwidth() / 1e9;
-            text += &format!("| {} | {gb_s:.1} | {} | {} |\n", speed.what, share(speed), goal(speed));
+            text +=
+                &format!("| {} | {gb_s:.1} | {} | {} |\n", speed.what, share(speed), goal(speed, self.tiny));
+        }
+        for sentence in &self.left_out {
+            text += &format!("\nLeft out: {sentence}.\n");
         }
         text
     }
@@ -187,6 +196,7 @@ impl Report for GpuReport {
         let mut rows = vec![("card", self.conditions()), ("checks", verdict)];
         let speeds: Vec<String> = self.speeds.iter().map(line).collect();
         rows.extend(speeds.into_iter().map(|speed| ("speed", speed)));
+        rows.extend(self.left_out.iter().map(|sentence| ("left out", sentence.clone())));
         table(rows)
     }
 

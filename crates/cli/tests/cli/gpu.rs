@@ -43,6 +43,21 @@ fn a_bench_checks_first_and_leaves_one_report_as_json_and_markdown() {
 }
 
 #[test]
+fn the_doctor_lists_a_card_with_what_it_measured() {
+    let driver = StandIn::new();
+    let mut doctor = hearth(&["doctor", "--json"]);
+    doctor.env("HEARTH_CUDA_DRIVER", driver.path()).env("HEARTH_STAND_IN", "total_bytes=16777216");
+    let output = doctor.output().expect("the binary starts");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let card = &report["gpus"]["cards"][0];
+    assert_eq!((card["name"].as_str(), card["free_bytes"].as_u64()), (Some("stand-in"), Some(1 << 24)));
+    for copies in ["within", "to_card", "to_host"] {
+        assert!(card["copies"][copies].as_f64().is_some_and(|speed| speed > 0.0), "{copies}: {card}");
+    }
+}
+
+#[test]
 fn a_card_that_fails_is_a_sentence_and_an_exit_code() {
     let driver = StandIn::new();
     let cases = [

@@ -30,16 +30,28 @@ const MODELS: [Named; 3] = [
 const SMALL: [Named; 1] =
     [Named { name: "tiny", hidden: 64, inner: 96, heads: 8, kv_heads: 4, layers: 2, vocab: 96 }];
 
-/// Each model in two formats, one sequence.
-pub fn run(card: &Arc<Device>, extent: Extent, base: f64, found: &mut dyn FnMut(Speed)) -> Result<(), Error> {
+/// Each model in two formats, one sequence; gives a sentence for each that there is no room for.
+pub fn run(
+    card: &Arc<Device>,
+    extent: Extent,
+    base: f64,
+    found: &mut dyn FnMut(Speed),
+) -> Result<Vec<String>, Error> {
     let models = if extent == Extent::Full { &MODELS[..] } else { &SMALL[..] };
+    let mut left_out = Vec::new();
     for model in models {
         for format in ["q8_0", "q4_0"] {
             let format = Format::by_name(format).expect("a format of ours");
-            found(decode(card, extent, model, format, base)?);
+            match decode(card, extent, model, format, base) {
+                Ok(speed) => found(speed),
+                Err(Error::Card(error)) if error.is_no_room() => {
+                    left_out.push(format!("decoding {} in {}: {error}", model.name, format.name));
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
-    Ok(())
+    Ok(left_out)
 }
 
 fn decode(

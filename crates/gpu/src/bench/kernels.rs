@@ -11,11 +11,24 @@ use hearth_memory::Kind;
 /// What everything on the card is held against.
 pub fn copy(bench: &Bench) -> Result<Speed, Error> {
     let len = bench.extent.pick(1 << 30, 1 << 12);
-    let from = DeviceBuffer::<u8>::zeros(&bench.stream, Kind::Activations, len)?;
-    let mut to = DeviceBuffer::<u8>::new(bench.card(), Kind::Activations, len)?;
-    let seconds = bench.time(|| Ok(to.copy_from(&bench.stream, &from)?))?;
+    let seconds = copy_seconds(bench, len)?;
     let what = "copy within the card".to_owned();
     Ok(Speed { what, bytes: 2 * len as u64, seconds, against: Against::CardCopy, share: 1.0, goal: None })
+}
+
+/// What so many bytes take from one place on the card to another.
+pub fn copy_seconds(bench: &Bench, len: usize) -> Result<f64, Error> {
+    let from = DeviceBuffer::<u8>::from_host(&bench.stream, Kind::Activations, &noise(len))?;
+    let mut to = DeviceBuffer::<u8>::new(bench.card(), Kind::Activations, len)?;
+    bench.time(|| Ok(to.copy_from(&bench.stream, &from)?))
+}
+
+/// Bytes that look like weights: a card is faster with zeros.
+fn noise(len: usize) -> Vec<u8> {
+    let piece: Vec<u8> = (0..1u32 << 16).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 13) as u8).collect();
+    let mut all = piece.repeat(len.div_ceil(piece.len()));
+    all.truncate(len);
+    all
 }
 
 /// Every format, one row and eight.
@@ -24,7 +37,7 @@ pub fn products(bench: &Bench, base: f64, found: &mut dyn FnMut(Speed)) -> Resul
     let n = bench.extent.pick(16384, 256);
     for format in FORMATS {
         let len = format.bytes_of(n, n).unwrap_or_default();
-        let bytes = DeviceBuffer::<u8>::zeros(&bench.stream, Kind::Weights, len)?;
+        let bytes = DeviceBuffer::<u8>::from_host(&bench.stream, Kind::Weights, &noise(len))?;
         for m in [1, 8] {
             let mut quants = DeviceBuffer::<i8>::zeros(&bench.stream, Kind::Activations, m * n)?;
             let mut scales = DeviceBuffer::<f32>::zeros(&bench.stream, Kind::Activations, m * n / PIECE)?;

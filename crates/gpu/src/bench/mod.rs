@@ -65,11 +65,20 @@ impl Speed {
     }
 }
 
+/// What was measured.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// Speeds in the order they were found.
+    pub speeds: Vec<Speed>,
+    /// A sentence for each model that the card, or the budget, is too small for.
+    pub left_out: Vec<String>,
+}
+
 /// Measures everything. `each` hears of every speed as it is found.
 ///
 /// # Errors
-/// [`Error::Card`]: no room, or a lost card.
-pub fn run(card: &Arc<Device>, extent: Extent, mut each: impl FnMut(&Speed)) -> Result<Vec<Speed>, Error> {
+/// [`Error::Card`]: no room even for kernels alone, or a lost card.
+pub fn run(card: &Arc<Device>, extent: Extent, mut each: impl FnMut(&Speed)) -> Result<Measured, Error> {
     let mut speeds: Vec<Speed> = Vec::new();
     let mut found = |speed: Speed| {
         each(&speed);
@@ -82,8 +91,31 @@ pub fn run(card: &Arc<Device>, extent: Extent, mut each: impl FnMut(&Speed)) -> 
     kernels::products(&bench, base, &mut found)?;
     found(kernels::adamw(&bench, base)?);
     streaming::run(&bench, &mut found)?;
-    decoding::run(card, extent, base, &mut found)?;
-    Ok(speeds)
+    let left_out = decoding::run(card, extent, base, &mut found)?;
+    Ok(Measured { speeds, left_out })
+}
+
+/// What a card's memory and its link do, in bytes per second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Copies {
+    /// Within the card; bytes read and written both count.
+    pub within: f64,
+    /// From pinned memory to the card.
+    pub to_card: f64,
+    /// Back.
+    pub to_host: f64,
+}
+
+/// Measures copies alone: no kernel is compiled. Takes little memory and a fraction of a second.
+///
+/// # Errors
+/// [`Error::Card`]: no room, or a lost card.
+pub fn copies(card: &Arc<Device>) -> Result<Copies, Error> {
+    let len = usize::try_from(card.memory()?.free / 64).unwrap_or(usize::MAX).clamp(1 << 12, 1 << 28);
+    let bench = Bench { stream: card.stream()?, extent: Extent::Full };
+    let within = 2.0 * len as f64 / kernels::copy_seconds(&bench, len)?;
+    let (to_card, to_host) = streaming::copy_seconds(&bench, len)?;
+    Ok(Copies { within, to_card: len as f64 / to_card, to_host: len as f64 / to_host })
 }
 
 /// A stream to measure on.

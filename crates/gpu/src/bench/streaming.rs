@@ -9,24 +9,27 @@ use hearth_memory::Kind;
 /// Both directions alone, then a model's worth of matrices through a ring.
 pub fn run(bench: &Bench, found: &mut dyn FnMut(Speed)) -> Result<(), Error> {
     let len = bench.extent.pick(1 << 28, 1 << 12);
-    let mut host = PinnedBuffer::new(bench.card(), Kind::Staging, len)?;
-    let mut card = DeviceBuffer::<u8>::zeros(&bench.stream, Kind::Staging, len)?;
-    let to_card = bench.time(|| Ok(host.send(&bench.stream, len, &mut card, 0)?))?;
-    let to_host = bench.time(|| Ok(host.fetch(&bench.stream, len, &card, 0)?))?;
-    let pinned = host.refusal().map_or("pinned", |_| "ordinary");
-    let plain = |what: String, seconds| Speed {
-        what,
+    let (to_card, to_host) = copy_seconds(bench, len)?;
+    let plain = |what: &str, seconds| Speed {
+        what: what.to_owned(),
         bytes: len as u64,
         seconds,
         against: Against::PinnedCopy,
         share: to_card / seconds,
         goal: None,
     };
-    found(plain(format!("{pinned} memory to the card"), to_card));
-    found(plain(format!("the card to {pinned} memory"), to_host));
-    drop((host, card));
+    found(plain("pinned memory to the card", to_card));
+    found(plain("the card to pinned memory", to_host));
     found(while_computing(bench, len as f64 / to_card)?);
     Ok(())
+}
+
+/// What so many bytes take to the card and back.
+pub fn copy_seconds(bench: &Bench, len: usize) -> Result<(f64, f64), Error> {
+    let mut host = PinnedBuffer::new(bench.card(), Kind::Staging, len)?;
+    let mut card = DeviceBuffer::<u8>::zeros(&bench.stream, Kind::Staging, len)?;
+    let to_card = bench.time(|| Ok(host.send(&bench.stream, len, &mut card, 0)?))?;
+    Ok((to_card, bench.time(|| Ok(host.fetch(&bench.stream, len, &card, 0)?))?))
 }
 
 /// Blocks of a quantized matrix that lie in pinned memory, each multiplied with a row as it arrives.

@@ -129,4 +129,9 @@ impl Error {
     pub fn is_lost(&self) -> bool {
         matches!(self, Error::Lost { .. })
     }
+
+    /// Whether there was no room, by the budget or on the card: less would have worked.
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Error::Budget(_) | Error::OutOfMemory { .. })
+    }
 }
