@@ -132,6 +132,23 @@ fn packed_weights_give_the_engines_logits_alone_in_a_batch_and_recorded() {
 }
 
 #[test]
+fn no_order_that_the_card_may_choose_changes_a_bit() {
+    let files = converted(&files("tiny-chat"), quant::Q8_0);
+    let tokens = tokens_of(&files, 20);
+    let run = |policy, schedule| {
+        let driver = StandIn::new();
+        let card = card(&driver, Budget::UNLIMITED);
+        driver.set("policy", policy);
+        driver.set("schedule", schedule);
+        on_card::<i8>(&card, &files, &tokens, 3)
+    };
+    let first = run(0, 0);
+    for (policy, schedule) in [(1, 1), (2, 2), (3, 3)] {
+        assert!(run(policy, schedule) == first, "policy {policy}, schedule {schedule}");
+    }
+}
+
+#[test]
 fn smaller_caches_stay_near_and_take_less() {
     let files = files("tiny-chat");
     let tokens = tokens_of(&files, 40);
