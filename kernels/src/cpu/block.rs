@@ -6,7 +6,7 @@
 //! stream added to where a product's outputs are written.
 
 use super::attention::AttentionSpec;
-use super::packed::{PackedMatrix, each_panel};
+use super::packed::{PackedMatrix, each_panel, store};
 use super::pointwise::{rms_norm_in_place, rms_norm_into, swiglu_in_place};
 use super::pool;
 use super::quant::activations::{Int8Rows, resize};
@@ -164,7 +164,7 @@ impl BlockWeights {
             projection.panel(panel, x, rows, |row, column, sums| {
                 // SAFETY: row `row`, columns of this unit's own panel.
                 let y = unsafe { y.part(row * projection.outputs() + column, sums.len()) };
-                y.copy_from_slice(sums);
+                store(y, sums);
             });
         });
     }
@@ -194,7 +194,7 @@ impl BlockWeights {
             // SAFETY: row `row`, columns of this unit's own panel.
             let place = |row: usize, column: usize, len: usize| unsafe { y.part(row * inner + column, len) };
             self.gate.panel(panel, x, rows.clone(), |row, column, gate| {
-                place(row, column, gate.len()).copy_from_slice(gate);
+                store(place(row, column, gate.len()), gate);
             });
             self.up.panel(panel, x, rows, |row, column, up| {
                 swiglu_in_place(place(row, column, up.len()), up);

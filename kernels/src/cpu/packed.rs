@@ -252,7 +252,7 @@ impl PackedMatrix {
         each_panel(self.panels(), self.work(x.rows), x, |panel, rows| {
             put_panel(self.rows, panels, panel, x, rows, &mut |row, column, sums| {
                 // SAFETY: row `row`, columns of this task's own panel.
-                unsafe { y.part(row * self.rows + column, sums.len()) }.copy_from_slice(sums);
+                store(unsafe { y.part(row * self.rows + column, sums.len()) }, sums);
             });
         });
     }
@@ -341,6 +341,14 @@ impl PackedMatrix {
 
 /// Receives a row's number, the first of its outputs, and up to 16 of them.
 pub(super) type Put<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
+
+/// Copies a panel's outputs. Nearly all of them are whole, and a copy of unknown length is a call.
+pub(super) fn store(y: &mut [f32], sums: &[f32]) {
+    match (y.as_mut_array::<LANES>(), sums.as_array::<LANES>()) {
+        (Some(y), Some(sums)) => *y = *sums,
+        _ => y.copy_from_slice(sums),
+    }
+}
 
 fn put_panel(
     outputs: usize,
