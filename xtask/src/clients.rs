@@ -55,7 +55,8 @@ fn install(folder: &Path, python: &Path) -> anyhow::Result<()> {
     println!("installing clients from PyPI (200 MB) …");
     let venv = ["-m", "venv", "--clear"];
     tools::succeed(Command::new("python3").args(venv).arg(folder))?;
-    let options = ["--quiet", "--only-binary", ":all:", "--retries", "2", "--timeout", "20"];
+    // A few of what lm-eval needs come as sources only, of pure Python.
+    let options = ["--quiet", "--prefer-binary", "--retries", "2", "--timeout", "20"];
     let mut pip = Command::new(python);
     pip.args(["-m", "pip", "install", "--disable-pip-version-check"]).args(options);
     tools::succeed(pip.args(["--requirement", REQUIREMENTS]).stdin(Stdio::null()))
