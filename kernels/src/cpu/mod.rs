@@ -39,8 +39,11 @@ pub(crate) unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f3
 }
 
 /// The same memory, for kernels that write a result without reading it.
-pub(crate) fn to_be_written(y: &mut [f32]) -> &mut [MaybeUninit<f32>] {
-    // SAFETY: the same layout. Kernels write values, never leave a place less initialised than it was.
+///
+/// # Safety
+/// Whoever gets it writes values, and never leaves a place less initialised than it was.
+pub(crate) unsafe fn to_be_written(y: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: the same layout; the rest is the caller's promise.
     unsafe { &mut *(std::ptr::from_mut(y) as *mut [MaybeUninit<f32>]) }
 }
 
