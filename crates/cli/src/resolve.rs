@@ -147,6 +147,7 @@ fn offload(recipe: &Recipe) -> Offload {
         optim: place(o.optim),
         ratio: o.ratio,
         nvme_dir: o.nvme_path.as_ref().map(PathBuf::from),
+        ..Offload::default()
     }
 }
 

@@ -9,9 +9,12 @@ use hearth_collective::Ordered;
 use hearth_data::dataset::Stats;
 use hearth_data::{Loader, Sequence};
 use hearth_memory::{Budget, Ledger, Size, Tier};
-use hearth_train::plan::{Subject, Traffic, plan};
+use hearth_train::plan::{Subject, Traffic, most_late, plan};
 use hearth_train::reduce::Assignment;
-use hearth_train::{Activations, Companion, Observer, Pace, Place, Recompute, Setup, TrainConfig, Trainer};
+use hearth_train::sizes::{DEEP_RING, RING};
+use hearth_train::{
+    Activations, Companion, Observer, Offload, Pace, Place, Recompute, Setup, TrainConfig, Trainer,
+};
 use hearth_weights::{ModelFiles, TensorSource};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -53,6 +56,7 @@ impl Job {
     ) -> anyhow::Result<Self> {
         let mut job = Self::open(recipe, model, world_size, here, ui)?;
         job.activations = job.measure_activations()?.0;
+        job.use_spare_memory(world_size)?;
         job.check_budget(world_size)?;
         Ok(job)
     }
@@ -119,20 +123,53 @@ impl Job {
         vec![longest; self.config.micro_batch * self.config.objective.objective().sequences_per_unit()]
     }
 
+    /// Spends host memory that nothing else needs on speed: a deeper ring between the disk and the update, then units that
+    /// are updated late, as many as are worth it.
+    ///
+    /// # Errors
+    /// A configuration that contradicts itself.
+    pub fn use_spare_memory(&mut self, world_size: usize) -> anyhow::Result<()> {
+        let documents = self.largest_micro_batch();
+        if self.config.offload.optim != Place::Nvme {
+            return Ok(());
+        }
+        let plain = Offload { ring: RING, late: 0, ..self.config.offload.clone() };
+        let most = self.subject(world_size, &documents, most_late)?;
+        for late in (0..=most).rev() {
+            self.config.offload = Offload { ring: DEEP_RING, late, ..plain.clone() };
+            let needed = Ledger::default();
+            self.plan(world_size, &documents, &needed)?;
+            if !self.short(&needed).contains(&Tier::Host) {
+                return Ok(());
+            }
+        }
+        self.config.offload = plain;
+        Ok(())
+    }
+
     /// What one rank of `world_size` holds, in `ledger`, and what its step moves, if its micro-batches were `documents`.
     ///
     /// # Errors
     /// A configuration that contradicts itself, a budget of `ledger` that does not hold the run.
     pub fn plan(&self, world_size: usize, documents: &[usize], ledger: &Ledger) -> anyhow::Result<Traffic> {
-        let subject = Subject {
+        self.subject(world_size, documents, |subject| plan(subject, ledger))
+    }
+
+    /// Asks the planner about this job.
+    fn subject<T>(
+        &self,
+        world: usize,
+        documents: &[usize],
+        ask: impl FnOnce(&Subject<'_>) -> Result<T, hearth_train::Error>,
+    ) -> anyhow::Result<T> {
+        Ok(ask(&Subject {
             arch: &*hearth_model::architecture(&self.files.config)?,
             weights: &*self.files.tensors,
             config: &self.config,
-            world: world_size,
+            world,
             activations: self.activations,
             documents,
-        };
-        Ok(plan(&subject, ledger)?)
+        })?)
     }
 
     /// Refuses budgets that do not hold the run on `world_size` ranks, in a sentence with each tier that is too small,

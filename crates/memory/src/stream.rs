@@ -14,4 +14,4 @@ mod tiles;
 
 pub use behind::WriteBehind;
 pub use prefetch::{Ahead, Lease, Prefetcher};
-pub use tiles::{Access, Part, Throughput, Update, UpdateParts, update_parts, update_tiles};
+pub use tiles::{Access, Part, Throughput, Update, UpdateParts, Written, update_parts, update_tiles};

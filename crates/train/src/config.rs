@@ -5,6 +5,7 @@ use crate::loss_scale::LossScaling;
 use crate::objective::ObjectiveConfig;
 use crate::optim::{OptimConfig, StateDtype};
 use crate::sched::Schedule;
+use crate::sizes::RING;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
@@ -152,12 +153,17 @@ pub struct Offload {
     pub ratio: f64,
     /// Directory of the nvme tier.
     pub nvme_dir: Option<PathBuf>,
+    /// Tiles of optimizer state on the nvme tier that are under way at once, in host memory; at least 3.
+    pub ring: usize,
+    /// Units that are updated late, beside the next step's forward pass, where a step's update runs beside its backward
+    /// pass ([`Sizes::beside`](crate::sizes::Sizes::beside)): each keeps its gradient in host memory until then.
+    pub late: usize,
 }
 
 impl Default for Offload {
     fn default() -> Self {
         let device = Place::Device;
-        Self { params: device, grads: device, optim: device, ratio: 1.0, nvme_dir: None }
+        Self { params: device, grads: device, optim: device, ratio: 1.0, nvme_dir: None, ring: RING, late: 0 }
     }
 }
 
@@ -317,6 +323,9 @@ impl TrainConfig {
         }
         if !(0.0..=1.0).contains(&o.ratio) {
             return refuse(format!("offload.ratio = {} must be from 0 to 1", o.ratio));
+        }
+        if o.ring < 3 {
+            return refuse(format!("offload.ring = {}: reading, updating and writing need 3", o.ring));
         }
         if o.uses_nvme() && o.nvme_dir.is_none() {
             return refuse(

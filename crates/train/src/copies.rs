@@ -5,6 +5,7 @@ use crate::Error;
 use crate::config::{Compute, Place};
 use crate::disk::Waited;
 use crate::flat::Flat;
+use crate::gate::Gate;
 use crate::sizes::{Sizes, TILE};
 use bytes::Bytes;
 use hearth_collective::{Ordered, Pending};
@@ -23,6 +24,8 @@ pub(crate) struct Copies {
     /// Bytes charged to the device for each unit that is brought there.
     view_bytes: Vec<u64>,
     file: Option<Arc<NvmeFile>>,
+    /// Units that an update has still to write.
+    gate: Arc<Gate>,
     compute: Compute,
     place: Place,
     partitioned: bool,
@@ -101,6 +104,7 @@ impl Copies {
             lens: sizes.layout.units().iter().map(|unit| unit.len).collect(),
             view_bytes: units.map(|unit| sizes.view_bytes(unit)).collect(),
             file,
+            gate: Arc::new(Gate::new(sizes.layout.units().len())),
             compute,
             place,
             partitioned: sizes.partitioned(),
@@ -112,6 +116,11 @@ impl Copies {
     /// The file they lie in, if they are on a disk.
     pub(crate) fn file(&self) -> Option<&Arc<NvmeFile>> {
         self.file.as_ref()
+    }
+
+    /// Keeps a unit from being read before an update that runs on has written it.
+    pub(crate) fn gate(&self) -> &Arc<Gate> {
+        &self.gate
     }
 
     /// Where in the file an element of what is kept of a unit lies.
@@ -187,6 +196,7 @@ impl Copies {
         match &self.held[unit] {
             Held::Memory { values, .. } => bytes.copy_from_slice(&values.as_bytes()[at..][..bytes.len()]),
             Held::Disk { offset, .. } => {
+                self.gate.pass(unit);
                 let file = self.file.as_ref().expect("copies on a disk have a file");
                 file.read_at(offset + at as u64, bytes)?;
             }
@@ -221,7 +231,9 @@ impl Copies {
         let tier = if self.partitioned { Tier::Host } else { Tier::Device };
         let kind = if self.partitioned { Kind::Staging } else { Kind::Weights };
         let charge = self.ledger.charge(tier, kind, AlignedBuffer::capacity_for(len) as u64)?;
+        let gate = self.gate.clone();
         Ok(Local::Coming(std::thread::spawn(move || {
+            gate.pass(unit);
             let mut buffer = AlignedBuffer::under(charge, len)?;
             file.read_at(offset, &mut buffer)?;
             Ok(buffer)

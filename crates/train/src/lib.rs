@@ -45,6 +45,7 @@ mod disk;
 mod error;
 mod flat;
 mod frozen;
+mod gate;
 mod lora;
 mod random;
 mod reference;

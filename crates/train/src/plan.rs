@@ -12,7 +12,7 @@ use crate::frozen::held_bytes;
 use crate::gradients::TreeSum;
 use crate::params::{head_units, layout};
 use crate::reduce::Assignment;
-use crate::sizes::{ALIGN, RING, Sizes};
+use crate::sizes::{ALIGN, Sizes};
 use crate::update::{copy_buffers, gradient_ring_bytes};
 use crate::{Error, Layout};
 use hearth_collective::Operation;
@@ -141,25 +141,37 @@ pub fn plan(subject: &Subject<'_>, ledger: &Ledger) -> Result<Traffic, Error> {
         traffic: Traffic::default(),
         sums: Vec::new(),
         writing: None,
+        late: Vec::new(),
     };
     ledger.mark("load");
     let _resident = run.load()?;
+    let _beside = run.beside()?;
     // A save is written beside the next step's passes and ends before anything changes.
     let mut saving = run.saving()?;
     if sizes.beside() {
         saving = None;
+        run.late = run.late_before()?;
     }
-    let beside = run.beside()?;
     for turn in 0..assignment.each() {
         run.micro_batch(turn)?;
     }
     run.writing = None;
-    drop((beside, saving));
+    drop(saving);
     ledger.mark("update");
     run.update()?;
     ledger.mark("end");
     run.traffic.flops = run.flops();
     Ok(run.traffic)
+}
+
+/// Units of the subject whose update is worth making late: see [`crate::Offload::late`].
+///
+/// # Errors
+/// The configuration's own contradictions.
+pub fn most_late(subject: &Subject<'_>) -> Result<usize, Error> {
+    subject.config.validate()?;
+    let layout = layout(subject.arch, subject.config, subject.world, 0)?;
+    Ok(Sizes { layout: &layout, config: subject.config }.most_late())
 }
 
 /// A summed gradient that was put by.
@@ -183,6 +195,8 @@ struct Run<'a> {
     sums: Vec<(TreeSum<Charge>, TreeSum<Stored>)>,
     /// A sum on its way to the disk.
     writing: Option<Charge>,
+    /// Gradients that wait for their update: the step's before until the forward pass has used what came of them.
+    late: Vec<Charge>,
 }
 
 /// Weights on their way, in the order of the script; see [`crate::copies::Conveyor`].
@@ -310,6 +324,7 @@ impl<'a> Run<'a> {
                 tapes.push((tape, self.bring(Group::Block(i), &mut conveyor)?));
             }
         }
+        self.late.clear();
         self.ledger.mark("head");
         let tied = {
             let working = self.meter.enter(Phase::Head)?;
@@ -461,7 +476,7 @@ impl<'a> Run<'a> {
         let (ledger, sizes, bytes) = (self.ledger, self.sizes, self.sizes.partition_bytes(unit));
         let place = self.subject.config.offload.grads;
         let (mut read, mut written) = (0, 0);
-        let writing = &mut self.writing;
+        let (writing, late) = (&mut self.writing, &mut self.late);
         let mut fetch = |stored| match stored {
             Stored::Memory(charge) => Ok(charge),
             Stored::Disk => {
@@ -479,8 +494,14 @@ impl<'a> Run<'a> {
         all.update_last(&mut |stored| {
             let Stored::Memory(charge) = stored else { return Ok::<_, Error>(stored) };
             if sizes.beside() {
-                drop((charge, writing.take()));
-                *writing = Some(ledger.charge(Tier::Host, Kind::Staging, bytes)?);
+                drop(charge);
+                match sizes.late(unit) {
+                    true => late.push(ledger.charge(Tier::Host, Kind::Staging, bytes)?),
+                    false => {
+                        *writing = None;
+                        *writing = Some(ledger.charge(Tier::Host, Kind::Staging, bytes)?);
+                    }
+                }
                 return Ok(Stored::Disk);
             }
             match place {
@@ -564,7 +585,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What the update beside the backward pass works in, as [`crate::beside`], and what it moves.
+    /// What the update beside the passes works in, as [`crate::beside`], and what it moves.
     fn beside(&mut self) -> Result<Option<[Charge; 2]>, Error> {
         let sizes = self.sizes;
         if !sizes.beside() {
@@ -582,6 +603,12 @@ impl<'a> Run<'a> {
         Ok(Some([self.ring()?, self.charge(Tier::Host, Kind::Staging, wide)?]))
     }
 
+    /// Gradients of the step before that wait for their update.
+    fn late_before(&self) -> Result<Vec<Charge>, Error> {
+        let late = self.units().filter(|unit| self.sizes.late(*unit));
+        late.map(|unit| self.charge(Tier::Host, Kind::Staging, self.sizes.partition_bytes(unit))).collect()
+    }
+
     /// What a save passes through.
     fn saving(&self) -> Result<Option<Charge>, Error> {
         match self.subject.config.checkpoint {
@@ -593,7 +620,11 @@ impl<'a> Run<'a> {
     /// What state on a disk, and what travels with it, passes through.
     fn ring(&self) -> Result<Charge, Error> {
         let parts = self.sizes.ring_parts().map(|bytes| AlignedBuffer::capacity_for(bytes) as u64);
-        self.charge(Tier::Host, Kind::Staging, RING as u64 * parts.iter().sum::<u64>())
+        self.charge(
+            Tier::Host,
+            Kind::Staging,
+            self.subject.config.offload.ring as u64 * parts.iter().sum::<u64>(),
+        )
     }
 
     /// The update, as [`crate::update::Updater::run`].

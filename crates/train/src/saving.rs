@@ -134,10 +134,11 @@ impl Trainer {
         map.runs().filter_map(own).collect()
     }
 
-    fn reader(&self) -> StateReader {
+    fn reader(&self) -> Result<StateReader, Error> {
+        self.settle()?;
         let units = 0..self.store.layout().units().len();
         let starts = units.map(|unit| self.sizes().copy_start(unit)).collect();
-        self.state.reader(self.store.copies(), starts)
+        Ok(self.state.reader(self.store.copies(), starts))
     }
 
     /// Begins to save the present state as `step-N`, beside what comes next; false when the run keeps no checkpoints.
@@ -152,7 +153,7 @@ impl Trainer {
         };
         let partial = agree(&self.comm, begun)?;
         let _buffer = self.ledger.charge(Tier::Host, Kind::Staging, checkpoint::saver::CHUNK_BYTES)?;
-        let reader = self.reader();
+        let reader = self.reader()?;
         let owned = self.owned_pieces(&map, &reader);
         let pieces: Vec<Piece> = owned.iter().map(|owned| owned.piece).collect();
         let read = move |piece: &Piece, offset: u64, buffer: &mut [u8]| {
@@ -309,7 +310,7 @@ impl Trainer {
     /// # Errors
     /// A disk that fails, a rank that is lost.
     pub fn each_tensor(&self, each: &mut dyn FnMut(String, &[u8])) -> Result<(), Error> {
-        let (map, reader) = (StateMap::new(&self.sizes()), self.reader());
+        let (map, reader) = (StateMap::new(&self.sizes()), self.reader()?);
         for (which, unit, _, _) in map.runs() {
             let bytes = self.whole(&reader, which, unit)?;
             self.split(which, unit, &bytes, reader.width(which), each);

@@ -15,8 +15,10 @@ pub const TILE: usize = 1 << 19;
 pub const ALIGN: u64 = 4096;
 /// Most bytes copied to an aligned buffer at a time on their way to the disk.
 pub const BOUNCE: usize = 8 << 20;
-/// Buffers of the optimizer's ring: one computed, the others read ahead and written back.
+/// Tiles of state on a disk that are under way at once: one computed, the others read ahead and written back.
 pub const RING: usize = 8;
+/// The same where memory is to spare: a busy disk gives more of its speed the more it is asked for.
+pub const DEEP_RING: usize = 24;
 
 impl Place {
     /// The tier it is charged to.
@@ -107,6 +109,19 @@ impl Sizes<'_> {
         let on_disk = offload.params == Place::Nvme && offload.optim == Place::Nvme && offload.ratio == 1.0;
         let at_once = config.micro_batches() == 1 && config.clip_norm == 0.0 && config.loss_scale.is_none();
         on_disk && at_once && config.optim.elementwise()
+    }
+
+    /// Whether a unit's update waits for the next step's forward pass. The backward pass makes the last units' gradients
+    /// first: of those, every second one, so that the disk has the others to update meanwhile.
+    pub(crate) fn late(&self, unit: usize) -> bool {
+        let before = self.layout.units().len() - 1 - unit;
+        self.beside() && before % 2 == 1 && before / 2 < self.config.offload.late
+    }
+
+    /// Units whose update is worth making late: about as much as fits beside a forward pass, a fifth of the model.
+    pub fn most_late(&self) -> usize {
+        let units = self.layout.units().len();
+        if self.beside() { units.div_ceil(5).min(units / 2) } else { 0 }
     }
 
     /// Whether summed gradients are kept on the disk.

@@ -52,6 +52,40 @@ pub(crate) struct Tile {
     pub(crate) bytes: u64,
 }
 
+/// How a tile lies in its bytes: its master, then so many states.
+#[derive(Clone, Copy)]
+pub(crate) struct TileForm {
+    states: usize,
+    dtype: StateDtype,
+}
+
+impl TileForm {
+    /// Updates a tile that was read into `bytes`, and its part of the copy.
+    pub(crate) fn update(
+        &self,
+        tile: &Tile,
+        bytes: &mut [u8],
+        gradient: &[f32],
+        step: &Step,
+        copy: CopyOut<'_>,
+    ) {
+        let len = tile.range.len();
+        let (master, mut rest) = bytes.split_at_mut(aligned(4 * len));
+        let mut states = Vec::with_capacity(self.states);
+        for _ in 0..self.states {
+            let used = len * self.dtype.bytes();
+            let (state, after) = rest.split_at_mut(aligned(used));
+            rest = after;
+            states.push(match self.dtype {
+                StateDtype::F32 => Values::F32(bytemuck::cast_slice_mut(&mut state[..used])),
+                StateDtype::Bf16 => Values::Bf16(bytemuck::cast_slice_mut(&mut state[..used])),
+            });
+        }
+        let master = bytemuck::cast_slice_mut(&mut master[..4 * len]);
+        step.apply(Span { master, states, gradient, copy: Some(copy) });
+    }
+}
+
 /// Masters and moments of what this rank updates.
 pub(crate) struct OptimizerState {
     segments: Vec<Segment>,
@@ -188,29 +222,9 @@ impl OptimizerState {
         }
     }
 
-    /// Updates a tile that was read into `bytes`, and its part of the copy.
-    pub(crate) fn update_tile(
-        &self,
-        tile: &Tile,
-        bytes: &mut [u8],
-        gradient: &[f32],
-        step: &Step,
-        copy: CopyOut<'_>,
-    ) {
-        let len = tile.range.len();
-        let (master, mut rest) = bytes.split_at_mut(aligned(4 * len));
-        let mut states = Vec::with_capacity(self.states);
-        for _ in 0..self.states {
-            let used = len * self.dtype.bytes();
-            let (state, after) = rest.split_at_mut(aligned(used));
-            rest = after;
-            states.push(match self.dtype {
-                StateDtype::F32 => Values::F32(bytemuck::cast_slice_mut(&mut state[..used])),
-                StateDtype::Bf16 => Values::Bf16(bytemuck::cast_slice_mut(&mut state[..used])),
-            });
-        }
-        let master = bytemuck::cast_slice_mut(&mut master[..4 * len]);
-        step.apply(Span { master, states, gradient, copy: Some(copy) });
+    /// How a tile lies in its bytes.
+    pub(crate) fn tile_form(&self) -> TileForm {
+        TileForm { states: self.states, dtype: self.dtype }
     }
 
     /// What a background save reads: shares everything, copies nothing.

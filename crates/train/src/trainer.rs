@@ -3,10 +3,10 @@
 mod passes;
 
 use crate::activations::{Activations, Meter};
+use crate::beside::Beside;
 use crate::block_loop::BlockLoop;
 use crate::checkpoint::{ModelIdentity, Progress};
 use crate::config::{LossScale, TrainConfig};
-use crate::disk::Waited;
 use crate::flops::ModelFlops;
 use crate::gradients::clip_coefficient;
 use crate::loss_scale::LossScaler;
@@ -82,8 +82,8 @@ pub struct Trainer {
     _scratch: Charge,
     /// Every step asks for the same blocks of memory.
     _hoard: Hoard,
-    /// For the update beside the backward pass.
-    waited: Waited,
+    /// The update, where it runs beside the passes.
+    beside: Option<Beside>,
     meter: Meter,
     references: References,
     pub(crate) arch: Box<dyn Architecture>,
@@ -136,6 +136,8 @@ impl Trainer {
         };
         let store =
             ParamStore::load(&*arch, weights, &config, layout.clone(), device, &ledger, &mut masters)?;
+        let beside =
+            Beside::new(&Sizes { layout: &layout, config: &config }, &state, store.copies(), &ledger)?;
         let companions = match &config.adapter {
             Some(adapter) => vec![crate::lora::adapter_config(adapter)],
             None => companions,
@@ -161,7 +163,7 @@ impl Trainer {
             spill,
             _scratch,
             _hoard: Hoard::begin(),
-            waited: Waited::default(),
+            beside,
             references: References::default(),
         };
         if remember {
@@ -212,12 +214,11 @@ impl Trainer {
         let scale = count as f64 * self.loss_scale() as f64;
         let lr =
             self.config.sched.rate(self.progress.updates as usize, self.config.steps, self.config.optim.lr());
-        let beside = self.sizes().beside();
-        if beside {
+        if self.beside.is_some() {
             // A save under way reads the state: it ends before anything changes.
             self.finish_save()?;
         }
-        let Accumulated { reduced, sums, stop, mut update } =
+        let Accumulated { reduced, sums, stop } =
             self.accumulate(step, &batches, stop, lr, (1.0 / scale) as f32)?;
         let passes_s = start.elapsed().as_secs_f64();
         let squares = self.sum_squares(&reduced)?;
@@ -227,9 +228,10 @@ impl Trainer {
         self.finish_save()?;
         let loss_scale = self.config.loss_scale.map(|_| self.loss_scale() as f64);
         let begun = Instant::now();
+        let mut update = self.store.copies().gate().take_moved();
         if !skipped {
             self.progress.updates += 1;
-            if !beside {
+            if self.beside.is_none() {
                 let clip = clip_coefficient(grad_norm, self.config.clip_norm);
                 update = self.update(lr, (clip as f64 / scale) as f32, reduced)?;
             }

@@ -9,7 +9,7 @@ use crate::flat::{copy_out, floats};
 use crate::layout::Layout;
 use crate::optim::{CopyOut, Step};
 use crate::reduce::{Reduced, Spill, Stored};
-use crate::sizes::{ALIGN, RING, Sizes};
+use crate::sizes::{ALIGN, Sizes};
 use crate::state::{OptimizerState, Tile};
 use hearth_collective::{Operation, Ordered};
 use hearth_memory::buffer::AlignedBuffer;
@@ -49,8 +49,29 @@ pub(crate) fn copy_buffers(largest_piece: usize, compute: Compute) -> (usize, us
     ((UNDER_WAY / bytes.max(1)).clamp(1, 8), bytes)
 }
 
+/// Where the copy of a tile lies in the copies' file; the room of a unit's last piece ends with its page.
+pub(crate) fn copy_range(sizes: &Sizes<'_>, tile: &Tile, copies: &Copies) -> Range<u64> {
+    let start = copies.offset(tile.unit, tile.range.start - sizes.copy_start(tile.unit));
+    start..start + ((tile.range.len() * sizes.config.compute.bytes()) as u64).next_multiple_of(ALIGN)
+}
+
+/// The copy of a tile in the buffer that is written to the disk.
+pub(crate) fn copy_of<'b>(compute: Compute, tile: &Tile, buffer: &'b mut [u8]) -> CopyOut<'b> {
+    let (values, rest) = buffer.split_at_mut(tile.range.len() * compute.bytes());
+    rest.fill(0);
+    copy_out(compute, values)
+}
+
+/// What state on a disk, and what travels with it, passes through.
+pub(crate) fn ring(sizes: &Sizes<'_>, ledger: &Ledger) -> Result<Vec<AlignedBuffer>, Error> {
+    let parts = sizes.ring_parts();
+    let buffer =
+        |at: usize| AlignedBuffer::charged(ledger, Tier::Host, Kind::Staging, parts[at % parts.len()]);
+    Ok((0..sizes.config.offload.ring * parts.len()).map(buffer).collect::<Result<_, _>>()?)
+}
+
 impl<'a> Updater<'a> {
-    pub(crate) fn sizes(&self) -> Sizes<'a> {
+    fn sizes(&self) -> Sizes<'a> {
         Sizes { layout: self.layout, config: self.config }
     }
 
@@ -107,8 +128,9 @@ impl<'a> Updater<'a> {
         let gradient = |tile: &Tile| gradients.on_disk(tile.unit, &tile.range);
         let parts: Vec<[Part<'_>; 3]> =
             tiles.iter().map(|tile| self.parts(tile, copies, files, gradient(tile))).collect();
-        let mut ring = self.ring()?;
-        let moved = update_parts(&parts, &mut ring, &mut |at, buffers| {
+        let mut ring = ring(&sizes, self.ledger)?;
+        let form = state.tile_form();
+        let update = &mut |at: usize, buffers: &mut [AlignedBuffer]| {
             let tile = &tiles[at];
             let [bytes, gradient, copy] = buffers else { panic!("a buffer for each part") };
             let gradient = match gradient.is_empty() {
@@ -120,16 +142,16 @@ impl<'a> Updater<'a> {
                     let start = sizes.copy_start(tile.unit);
                     values.part_mut(tile.range.start - start..tile.range.end - start)
                 }
-                None => self.copy_of(tile, copy),
+                None => copy_of(self.config.compute, tile, copy),
             };
-            state.update_tile(tile, bytes, gradient, step, copy);
+            form.update(tile, bytes, gradient, step, copy);
             Ok::<_, Error>(())
-        })?;
-        Ok(moved)
+        };
+        Ok(update_parts(&parts, &mut ring, update, &mut |_| ())?)
     }
 
     /// A tile of state, its gradient and its copy, as far as they are on a disk. `files`: of the state and of the copies.
-    pub(crate) fn parts<'f>(
+    fn parts<'f>(
         &self,
         tile: &Tile,
         copies: &Copies,
@@ -138,31 +160,12 @@ impl<'a> Updater<'a> {
     ) -> [Part<'f>; 3] {
         let none = Part { file, range: 0..0, access: Access::Read };
         let copy = copied.map(|file| {
-            let start = copies.offset(tile.unit, tile.range.start - self.sizes().copy_start(tile.unit));
-            // The room of the last piece ends with its page.
-            let bytes = ((tile.range.len() * self.config.compute.bytes()) as u64).next_multiple_of(ALIGN);
-            Part { file, range: start..start + bytes, access: Access::Write }
+            let range = copy_range(&self.sizes(), tile, copies);
+            Part { file, range, access: Access::Write }
         });
         let gradient = gradient.map(|(file, range)| Part { file, range, access: Access::Read });
         let state = Part { file, range: tile.offset..tile.offset + tile.bytes, access: Access::Change };
         [state, gradient.unwrap_or_else(|| none.clone()), copy.unwrap_or(none)]
-    }
-
-    /// The copy of a tile in the buffer that is written to the disk.
-    pub(crate) fn copy_of<'b>(&self, tile: &Tile, buffer: &'b mut [u8]) -> CopyOut<'b> {
-        let compute = self.config.compute;
-        let (values, rest) = buffer.split_at_mut(tile.range.len() * compute.bytes());
-        rest.fill(0);
-        copy_out(compute, values)
-    }
-
-    /// What state on a disk, and what travels with it, passes through.
-    pub(crate) fn ring(&self) -> Result<Vec<AlignedBuffer>, Error> {
-        let parts = self.sizes().ring_parts();
-        let buffer = |at: usize| {
-            AlignedBuffer::charged(self.ledger, Tier::Host, Kind::Staging, parts[at % parts.len()])
-        };
-        Ok((0..RING * parts.len()).map(buffer).collect::<Result<_, _>>()?)
     }
 
     fn fresh(&self, copies: &Copies, script: &[Piece]) -> Result<Fresh<'a>, Error> {

@@ -126,6 +126,7 @@ fn plan(
     let before = heap::current().unwrap_or(0);
     let (activations, pace) = job.measure_activations()?;
     job.activations = activations;
+    job.use_spare_memory(world_size)?;
     let clock = Clock::new(&job, world_size, &measured)?;
     let ledger = Ledger::default();
     ledger.record();

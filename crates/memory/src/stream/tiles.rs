@@ -45,6 +45,9 @@ pub type Update<'a, E> = dyn FnMut(usize, &mut [u8]) -> Result<(), E> + 'a;
 /// What happens to a tile of several parts: its number, and a buffer for each part.
 pub type UpdateParts<'a, E> = dyn FnMut(usize, &mut [AlignedBuffer]) -> Result<(), E> + 'a;
 
+/// Told of every tile whose changes have reached the file.
+pub type Written<'a> = dyn FnMut(usize) + 'a;
+
 /// What is done with a part of a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -94,11 +97,12 @@ pub fn update_tiles<E: From<Error>>(
 ) -> Result<Throughput, E> {
     let part = |range: &Range<u64>| [Part { file, range: range.clone(), access: Access::Change }];
     let tiles: Vec<[Part<'_>; 1]> = tiles.iter().map(part).collect();
-    update_parts(&tiles, ring, &mut |tile, buffers| update(tile, &mut buffers[0]))
+    update_parts(&tiles, ring, &mut |tile, buffers| update(tile, &mut buffers[0]), &mut |_| ())
 }
 
 /// [`update_tiles`] for tiles whose parts lie in several files, in one queue: whatever arrives, the next request goes
-/// out. `ring` has `N` buffers for each tile under way, one after another.
+/// out. `ring` has `N` buffers for each tile under way, one after another. `written` is told of each tile once its changes
+/// can be read from the files, on the caller's thread and while other tiles are waited for.
 ///
 /// # Errors
 /// As [`update_tiles`].
@@ -106,11 +110,12 @@ pub fn update_parts<const N: usize, E: From<Error>>(
     tiles: &[[Part<'_>; N]],
     ring: &mut [AlignedBuffer],
     update: &mut UpdateParts<'_, E>,
+    written: &mut Written<'_>,
 ) -> Result<Throughput, E> {
     check(tiles, ring)?;
     let Some(first) = tiles.first() else { return Ok(Throughput::default()) };
     let begun = Instant::now();
-    let mut pass = Pass::new(first[0].file, tiles, ring)?;
+    let mut pass = Pass::new(first[0].file, tiles, ring, written)?;
     for tile in 0..tiles.len() {
         pass.read_ahead(tile);
         pass.wait_for(tile)?;
@@ -158,6 +163,9 @@ struct Pass<'a, const N: usize> {
     ring: &'a mut [AlignedBuffer],
     states: Vec<State>,
     slots: usize,
+    /// The tile that each slot holds.
+    held: Vec<usize>,
+    written: &'a mut Written<'a>,
     queue: Box<dyn Queue>,
     next_read: usize,
     moved: Throughput,
@@ -169,13 +177,16 @@ impl<'a, const N: usize> Pass<'a, N> {
         file: &NvmeFile,
         tiles: &'a [[Part<'a>; N]],
         ring: &'a mut [AlignedBuffer],
+        written: &'a mut Written<'a>,
     ) -> Result<Self, Error> {
         let (queue, slots) = (file.queue()?, ring.len() / N);
         Ok(Self {
             tiles,
             states: vec![State::Free; slots * N],
             slots,
+            held: vec![0; slots],
             ring,
+            written,
             queue,
             next_read: 0,
             moved: Throughput::default(),
@@ -201,6 +212,7 @@ impl<'a, const N: usize> Pass<'a, N> {
         let end = self.tiles.len().min(current + self.slots);
         while self.next_read < end && self.all(self.next_read, State::Free) {
             let tile = self.next_read;
+            self.held[tile % self.slots] = tile;
             for (part, buffer) in self.buffers(tile).enumerate() {
                 let Part { range, access, .. } = &self.tiles[tile][part];
                 self.ring[buffer].set_len((range.end - range.start.min(range.end)) as usize);
@@ -244,6 +256,14 @@ impl<'a, const N: usize> Pass<'a, N> {
                 false => self.states[buffer] = State::Free,
             }
         }
+        self.tell(tile);
+    }
+
+    /// Tells of a tile that was written back and has left its slot.
+    fn tell(&mut self, tile: usize) {
+        if self.failure.is_none() && self.all(tile, State::Free) {
+            (self.written)(tile);
+        }
     }
 
     fn finish(&mut self) -> Result<(), Error> {
@@ -271,6 +291,9 @@ impl<'a, const N: usize> Pass<'a, N> {
             (Ok(()), Direction::Read) => self.moved.bytes_read += bytes,
             (Ok(()), Direction::Write) => self.moved.bytes_written += bytes,
             (Err(error), _) => self.failure = self.failure.take().or(Some(error)),
+        }
+        if done.direction == Direction::Write {
+            self.tell(self.held[done.tag / N]);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The two halves of a step, the passes through the model and the update, one after the other or side by side.
+//! The two halves of a step, the passes through the model and the update.
 
 use super::Trainer;
 use crate::Error;
-use crate::beside::{self, Handover};
+use crate::beside::Handover;
 use crate::metrics::DiskReport;
 use crate::micro_batch::MicroBatch;
 use crate::objective::Sums;
@@ -20,8 +20,6 @@ pub(super) struct Accumulated {
     pub(super) sums: Sums,
     /// Whether some rank was asked to stop.
     pub(super) stop: bool,
-    /// What was updated beside the backward pass.
-    pub(super) update: Throughput,
 }
 
 impl Trainer {
@@ -35,26 +33,9 @@ impl Trainer {
         lr: f64,
         gradient_scale: f32,
     ) -> Result<Accumulated, Error> {
-        if !self.sizes().beside() {
-            return self.passes(step, batches, stop, None);
-        }
-        let updater = Updater {
-            layout: self.store.layout(),
-            config: &self.config,
-            comm: &self.comm,
-            ledger: &self.ledger,
-            spill: None,
-        };
-        let rule = self.config.optim.step(self.progress.updates + 1, lr, gradient_scale);
-        let (handover, takeover) = beside::handover(&updater, &self.waited)?;
-        let (updater, copies) = (&updater, self.store.copies());
-        std::thread::scope(|scope| {
-            let update = scope.spawn(|| beside::run(updater, &self.state, copies, &rule, takeover));
-            // When it returns, for whatever reason, the other end learns that no more will come.
-            let passes = self.passes(step, batches, stop, Some(handover));
-            let update = update.join().expect("the update does not panic")?;
-            Ok(Accumulated { update, ..passes? })
-        })
+        let rule = || self.config.optim.step(self.progress.updates + 1, lr, gradient_scale);
+        let handover = self.beside.as_ref().map(|beside| beside.begin(rule()));
+        self.passes(step, batches, stop, handover)
     }
 
     /// Forward and backward over this rank's micro-batches.
@@ -89,7 +70,7 @@ impl Trainer {
         let stop = all.chunks(each).any(|sums| sums[each - 1] > 0.0);
         let mut sums = Sums::default();
         by_index.into_iter().for_each(|of_one| sums += of_one);
-        Ok(Accumulated { reduced, sums, stop, update: Throughput::default() })
+        Ok(Accumulated { reduced, sums, stop })
     }
 
     /// Sum of squares of the whole gradient: chunk after chunk in execution order, whoever holds it.
@@ -125,6 +106,14 @@ impl Trainer {
         updater.run(&mut self.state, self.store.copies_mut(), reduced, &step)
     }
 
+    /// Waits until nothing is still to be updated.
+    ///
+    /// # Errors
+    /// Why an update failed that ran beside the passes.
+    pub(crate) fn settle(&self) -> Result<(), Error> {
+        self.store.copies().gate().await_all()
+    }
+
     /// Bytes this rank read from its files on the nvme tier and wrote to them so far; `None` if it has none.
     pub(super) fn disk_moved(&self) -> Option<[u64; 2]> {
         let files = [
@@ -143,7 +132,7 @@ impl Trainer {
             disk_read_bytes: now[0] - read,
             disk_written_bytes: now[1] - written,
             wait_params_s: self.store.copies().waited().take_s(),
-            wait_grads_s: self.waited.take_s()
+            wait_grads_s: self.beside.as_ref().map_or(0.0, |beside| beside.waited.take_s())
                 + self.spill.as_ref().map_or(0.0, |spill| spill.waited.take_s()),
             ..DiskReport::default()
         })

@@ -74,8 +74,13 @@ fn cases(dir: &Path) -> Vec<(&'static str, TrainConfig)> {
     let plain = TrainConfig { global_batch: 4, micro_batch: 2, ..TrainConfig::default() };
     let full = TrainConfig { recompute: Recompute::Full, ..plain.clone() };
     let lora = LoraConfig { targets: vec!["all-linear".into()], ..LoraConfig::default() };
-    let offload =
-        |params, grads, optim| Offload { params, grads, optim, nvme_dir: Some(dir.into()), ratio: 1.0 };
+    let offload = |params, grads, optim| Offload {
+        params,
+        grads,
+        optim,
+        nvme_dir: Some(dir.into()),
+        ..Offload::default()
+    };
     let dpo = |config: &TrainConfig| TrainConfig {
         objective: ObjectiveConfig::Dpo(Dpo::default()),
         micro_batch: 1,
@@ -103,7 +108,11 @@ fn cases(dir: &Path) -> Vec<(&'static str, TrainConfig)> {
         ),
         (
             "one micro-batch, bf16, updated beside",
-            TrainConfig { offload: offload(Nvme, Nvme, Nvme), clip_norm: 0.0, ..one },
+            TrainConfig { offload: offload(Nvme, Nvme, Nvme), clip_norm: 0.0, ..one.clone() },
+        ),
+        (
+            "one micro-batch, bf16, some units updated late",
+            TrainConfig { offload: Offload { late: 2, ..offload(Nvme, Nvme, Nvme) }, clip_norm: 0.0, ..one },
         ),
         (
             "everything on disk, bf16",

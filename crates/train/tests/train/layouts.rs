@@ -5,7 +5,7 @@ pub use crate::tiny::{Outcome, TIERS, offload};
 use crate::tiny::{cut, matrix, outcome};
 use hearth_collective::{Ordered, ProcessGroup, Watchdog, threads};
 use hearth_memory::{Budget, Ledger, Tier};
-use hearth_train::{AdamW, Compute, OptimConfig, Recompute, TrainConfig, Trainer};
+use hearth_train::{AdamW, Compute, Offload, OptimConfig, Recompute, TrainConfig, Trainer};
 use hearth_weights::ModelFiles;
 use std::collections::HashMap;
 
@@ -102,9 +102,13 @@ fn updating_beside_the_backward_pass_gives_the_same_bits() {
                         let config =
                             TrainConfig { adapter: adapter.clone(), clip_norm, optim, ..cases(1, compute) };
                         let plain = run(&files, &config, 1, 3);
-                        for tier in ["cpu", "split", "all-nvme"] {
-                            let config = TrainConfig { offload: offload(tier, dir.path()), ..config.clone() };
-                            let what = format!("{name} {compute:?} clip {clip_norm} {tier} {optim:?}");
+                        for (tier, late) in
+                            [("cpu", 0), ("split", 0), ("all-nvme", 0), ("all-nvme", 1), ("all-nvme", 9)]
+                        {
+                            let offload = Offload { late, ..offload(tier, dir.path()) };
+                            let config = TrainConfig { offload, ..config.clone() };
+                            let what =
+                                format!("{name} {compute:?} clip {clip_norm} {tier} late {late} {optim:?}");
                             assert_eq!(run(&files, &config, 1, 3), plain, "{what}");
                         }
                     }

@@ -5,7 +5,7 @@ use crate::support::{config, lora};
 use crate::synthetic::synthetic;
 use hearth_memory::{Budget, Kind, Ledger, Tier};
 use hearth_train::plan::{Subject, plan};
-use hearth_train::{Activations, Compute, Dpo, ObjectiveConfig, Recompute, TrainConfig};
+use hearth_train::{Activations, Compute, Dpo, ObjectiveConfig, Offload, Recompute, TrainConfig};
 use hearth_weights::ModelFiles;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -118,9 +118,10 @@ fn the_plan_of_one_micro_batch_without_clipping_is_its_ledger_too() {
         let models = tempfile::tempdir().unwrap();
         let files = synthetic(models.path(), 64, 3, 160, 512, tied);
         for compute in [Compute::F32, Compute::Bf16] {
-            for tier in TIERS {
+            let late = [("all-nvme", 1), ("all-nvme", 9)];
+            for (tier, late) in TIERS.map(|tier| (tier, 0)).into_iter().chain(late) {
                 for adapter in [None, Some(lora())] {
-                    let offload = offload(tier, dir.path());
+                    let offload = Offload { late, ..offload(tier, dir.path()) };
                     let config = TrainConfig {
                         compute,
                         offload,
@@ -131,7 +132,12 @@ fn the_plan_of_one_micro_batch_without_clipping_is_its_ledger_too() {
                         ..config(2)
                     };
                     let plan = planned(&files, &config, 1, Budget::UNLIMITED).expect("no limit");
-                    assert_eq!(ran(&files, &config, 1), plan, "{compute:?} {tier} {:?}", config.adapter);
+                    assert_eq!(
+                        ran(&files, &config, 1),
+                        plan,
+                        "{compute:?} {tier} late {late} {:?}",
+                        config.adapter
+                    );
                 }
             }
         }

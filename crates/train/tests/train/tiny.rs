@@ -92,8 +92,13 @@ pub const TIERS: [&str; 5] = ["device", "cpu", "nvme", "split", "all-nvme"];
 
 pub fn offload(tier: &str, dir: &Path) -> Offload {
     let nvme_dir = Some(dir.to_owned());
-    let all =
-        |place| Offload { params: place, grads: place, optim: place, ratio: 1.0, nvme_dir: nvme_dir.clone() };
+    let all = |place| Offload {
+        params: place,
+        grads: place,
+        optim: place,
+        nvme_dir: nvme_dir.clone(),
+        ..Offload::default()
+    };
     match tier {
         "device" => Offload::default(),
         "cpu" => Offload { params: Place::Device, ..all(Place::Cpu) },

@@ -124,7 +124,7 @@ pub fn search(mut job: Job, clock: &Clock<'_>, pace: Pace) -> anyhow::Result<Sea
         job.activations = activations;
         for config in configs {
             job.config = config;
-            match look(&job, clock, pace) {
+            match look(&mut job, clock, pace) {
                 Ok(found) => fit.push(found),
                 Err((reason, needed)) => rejections.add(reason, 1, needed),
             }
@@ -141,8 +141,9 @@ fn weight(found: &Found) -> u64 {
 }
 
 /// A configuration's forecast, or why there is none and what it would need.
-fn look(job: &Job, clock: &Clock<'_>, pace: Pace) -> Result<Found, (Reason, u64)> {
+fn look(job: &mut Job, clock: &Clock<'_>, pace: Pace) -> Result<Found, (Reason, u64)> {
     let contradiction = |error: anyhow::Error| (Reason::Contradiction(crate::exit::sentence(&error)), 0);
+    job.use_spare_memory(clock.world_size).map_err(contradiction)?;
     let forecast = Forecast::of(job, clock, pace, Ledger::default()).map_err(contradiction)?;
     if let Some(tier) = job.short(&forecast.ledger).first() {
         return Err((Reason::Short(*tier), forecast.ledger.peak(*tier)));
@@ -208,7 +209,13 @@ fn placements(own: &Offload) -> Vec<Offload> {
     for (at, &optim) in tiers.iter().enumerate() {
         for &grads in &tiers[..=at] {
             for &params in &tiers[..=at] {
-                all.push(Offload { params, grads, optim, ratio: 1.0, nvme_dir: own.nvme_dir.clone() });
+                all.push(Offload {
+                    params,
+                    grads,
+                    optim,
+                    nvme_dir: own.nvme_dir.clone(),
+                    ..Offload::default()
+                });
             }
         }
     }
