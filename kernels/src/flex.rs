@@ -73,7 +73,12 @@ fn dims<const D: usize>(x: &FlexTensor) -> [usize; D] {
 
 /// `[rows, columns]` of a product's result from `a`'s rows and `b`'s.
 fn product(m: usize, n: usize, k: usize, a: View, b: View, dtype: DType) -> FlexTensor {
-    tensor(gemm::product(m, n, k, a, b), [m, n], dtype)
+    let bytes = match dtype {
+        DType::BF16 => Bytes::from_elems(gemm::product_as::<bf16>(m, n, k, a, b)),
+        DType::F16 => Bytes::from_elems(gemm::product_as::<f16>(m, n, k, a, b)),
+        _ => Bytes::from_elems(gemm::product(m, n, k, a, b)),
+    };
+    FlexTensor::new(bytes, Layout::contiguous([m, n].into()), dtype)
 }
 
 /// Identity block tables for documents laid out one after another, and the number of blocks.

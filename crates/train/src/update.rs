@@ -147,7 +147,7 @@ impl<'a> Updater<'a> {
             form.update(tile, bytes, gradient, step, copy);
             Ok::<_, Error>(())
         };
-        Ok(update_parts(&parts, &mut ring, update, &mut |_| ())?)
+        update_parts(&parts, &mut ring, update, &mut |_| ())
     }
 
     /// A tile of state, its gradient and its copy, as far as they are on a disk. `files`: of the state and of the copies.

@@ -76,8 +76,10 @@ impl Micro {
     }
 }
 
+/// Columns of the largest tile.
+pub(super) const MAX_COLUMNS: usize = 3 * LANES;
 /// Elements of the largest tile.
-const MAX_TILE: usize = 16 * 3 * LANES;
+pub(super) const MAX_TILE: usize = 16 * MAX_COLUMNS;
 
 const PORTABLE: &[&[TileFn]] = &[
     &[portable::<1>],

@@ -14,8 +14,9 @@ mod pack;
 
 use super::pool;
 use super::simd::{self, LANES, Level};
+use super::stored::Stored;
 use half::{bf16, f16};
-use micro::Micro;
+use micro::{MAX_COLUMNS, MAX_TILE, Micro};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -110,7 +111,7 @@ pub(crate) fn gemm_columns(
 ) {
     assert_eq!(c.len(), m * n, "gemm: output has {} elements, wants {m}x{n}", c.len());
     let out = Output { ptr: c.as_mut_ptr(), columns: n };
-    Product { m, n, k, a, b, out, accumulate, level: simd::level() }.run();
+    Product { m, n, k, a, b, out, rounded: None, accumulate, level: simd::level() }.run();
 }
 
 /// `A·B` as a new row-major `[m, n]`.
@@ -125,9 +126,47 @@ pub fn product_into(m: usize, n: usize, k: usize, a: View, b: View, c: &mut Vec<
     c.clear();
     c.reserve_exact(m * n);
     let out = Output { ptr: c.as_mut_ptr(), columns: n };
-    Product { m, n, k, a, b: &b, out, accumulate: false, level: simd::level() }.run();
+    Product { m, n, k, a, b: &b, out, rounded: None, accumulate: false, level: simd::level() }.run();
     // SAFETY: the capacity is there, and `run` has written every element.
     unsafe { c.set_len(m * n) };
+}
+
+/// [`product`], each element rounded once from its f32 value as it is written.
+pub fn product_as<T: Stored>(m: usize, n: usize, k: usize, a: View, b: View) -> Vec<T> {
+    let mut c: Vec<T> = Vec::with_capacity(m * n);
+    // Between blocks of `k` the chain goes through memory in f32.
+    let mut between: Vec<f32> = Vec::with_capacity(if k > KC { m * n } else { 0 });
+    let rounded = Rounded { ptr: c.as_mut_ptr().cast(), columns: n, write: write_rounded::<T> };
+    let out = Output { ptr: between.as_mut_ptr(), columns: n };
+    let (rounded, level) = (Some(rounded), simd::level());
+    Product { m, n, k, a, b: &b, out, rounded, accumulate: false, level }.run();
+    // SAFETY: the capacity is there, and `run` has written every element.
+    unsafe { c.set_len(m * n) };
+    c
+}
+
+/// Where a product's last block of `k` goes if it is rounded: a row-major result of another element.
+#[derive(Clone, Copy)]
+struct Rounded {
+    ptr: *mut u8,
+    columns: usize,
+    /// Rounds elements to the result, from this one on.
+    write: unsafe fn(from: &[f32], to: *mut u8, first: usize),
+}
+
+// SAFETY: as `Output`: it is only written through tiles that no two tasks share.
+unsafe impl Send for Rounded {}
+// SAFETY: as above.
+unsafe impl Sync for Rounded {}
+
+/// # Safety
+/// `to` points to more than `first + from.len()` elements of `T`, of which nobody else touches these.
+unsafe fn write_rounded<T: Stored>(from: &[f32], to: *mut u8, first: usize) {
+    let mut row = [T::zeroed(); MAX_COLUMNS];
+    let row = &mut row[..from.len()];
+    T::narrow_block(from, row);
+    // SAFETY: the caller's promise.
+    unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), to.cast::<T>().add(first), row.len()) };
 }
 
 /// A row-major result, written by several threads at disjoint places.
@@ -152,6 +191,7 @@ struct Product<'a, B> {
     a: View<'a>,
     b: &'a B,
     out: Output,
+    rounded: Option<Rounded>,
     accumulate: bool,
     level: Level,
 }
@@ -291,12 +331,42 @@ impl<B: Columns> Block<'_, B> {
         let columns = self.micro.unit(Side::Columns).min(b.count - b.at);
         let fresh = !self.product.accumulate && self.strip.k.start == 0;
         let out = self.product.out;
+        if let Some(rounded) = &self.product.rounded
+            && self.strip.k.end == self.product.k
+        {
+            return self.rounded_tile(rounded, a, b, rows, columns, fresh);
+        }
         // SAFETY: the rows and columns are clipped to the matrix and belong to this task alone; both packed operands
         // have `kb` steps of them.
         unsafe {
             let c = out.ptr.add((a.first + a.at) * out.columns + b.first + b.at);
             let (a, b) = (&a.packed[a.at * kb..][..rows * kb], &b.packed[b.at * kb..]);
             self.micro.tile(kb, a, b, c, out.columns, rows, columns, fresh);
+        }
+    }
+
+    /// [`Block::tile`] over the last block of `k`, rounded on its way out of the first-level cache.
+    fn rounded_tile(&self, to: &Rounded, a: Part, b: Part, rows: usize, columns: usize, fresh: bool) {
+        let (kb, width) = (self.strip.k.len(), columns.next_multiple_of(LANES));
+        let (row, column) = (a.first + a.at, b.first + b.at);
+        let mut tile = [0.0; MAX_TILE];
+        if !fresh {
+            for i in 0..rows {
+                // SAFETY: as in `tile`; the blocks of `k` before this one have written it.
+                let from = unsafe {
+                    let out = self.product.out;
+                    std::slice::from_raw_parts(out.ptr.add((row + i) * out.columns + column), columns)
+                };
+                tile[i * width..][..columns].copy_from_slice(from);
+            }
+        }
+        let (a, b) = (&a.packed[a.at * kb..][..rows * kb], &b.packed[b.at * kb..]);
+        // SAFETY: the tile is this task's own, and both packed operands have `kb` steps of its rows and columns.
+        unsafe { self.micro.tile(kb, a, b, tile.as_mut_ptr(), width, rows, width, fresh) };
+        for i in 0..rows {
+            let from = &tile[i * width..][..columns];
+            // SAFETY: the rows and columns are clipped to the matrix and belong to this task alone.
+            unsafe { (to.write)(from, to.ptr, (row + i) * to.columns + column) };
         }
     }
 
@@ -410,10 +480,23 @@ mod tests {
                     let mut c = c0.clone();
                     let out = Output { ptr: c.as_mut_ptr(), columns: n };
                     let a = View::rows(Elems::F32(&a), k);
-                    Product { m, n, k, a, b: &view, out, accumulate, level }.run();
+                    Product { m, n, k, a, b: &view, out, rounded: None, accumulate, level }.run();
                     assert_eq!(c, want, "{level:?} {m}x{n}x{k}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_rounded_product_is_the_product_rounded_once() {
+        for (m, n, k) in [(1, 1, 1), (7, 33, 321), (9, 70, 0), (13, 50, 768), (13, 50, 1541), (70, 4100, 9)] {
+            let (a, b) = (values(m * k, 1), values(k * n, 2));
+            let (a, b) = (View::rows(Elems::F32(&a), k), View::rows(Elems::F32(&b), n));
+            let exact = product(m, n, k, a, b);
+            let brains: Vec<bf16> = exact.iter().map(|v| bf16::from_f32(*v)).collect();
+            assert_eq!(product_as::<bf16>(m, n, k, a, b), brains, "{m}x{n}x{k}");
+            let halves: Vec<f16> = exact.iter().map(|v| f16::from_f32(*v)).collect();
+            assert_eq!(product_as::<f16>(m, n, k, a, b), halves, "{m}x{n}x{k}");
         }
     }
 
