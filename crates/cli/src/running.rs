@@ -1,5 +1,6 @@
 //! A model in memory, ready to answer: what `generate`, `chat`, `serve` and their kin start from.
 
+use crate::commands::plan::serving;
 use crate::exit::usage;
 use crate::golden;
 use crate::open::Model;
@@ -7,9 +8,11 @@ use crate::ui::{Ui, bytes};
 use anyhow::{Context, bail};
 use hearth_engine::api::{Adapter, Event, FinishReason, Request, Sampling};
 use hearth_engine::{
-    Activations, Arithmetic, Engine, EngineConfig, EngineHandle, KvType, LoadedModel, Speculation, footprint,
+    Activations, Aim, Arithmetic, Crowd, Engine, EngineConfig, EngineHandle, KvType, LoadedModel,
+    Speculation, WeightPlan, footprint,
 };
 use hearth_memory::{Budget, Kind, Ledger, Tier};
+use hearth_weights::ModelFiles;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -36,9 +39,48 @@ pub struct ModelArgs {
     /// [default: f16 for quantized weights with int8 activations, else f32]
     #[arg(long, value_name = "TYPE", value_parser = kv_type)]
     pub kv_dtype: Option<KvType>,
+    /// What the device holds where it does not hold all weights: as many of them as it can (latency), or the keys and values
+    /// of the batch that is forecast most tokens per second (throughput)
+    #[arg(long, value_name = "AIM", value_enum, default_value_t)]
+    pub placement: PlacementAim,
     /// Check a bundle's golden prompts before anything else
     #[arg(long)]
     pub verify_golden: bool,
+}
+
+/// What weights are placed for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum PlacementAim {
+    /// The soonest next token of one sequence.
+    #[default]
+    Latency,
+    /// The most tokens per second of all sequences together.
+    Throughput,
+}
+
+impl PlacementAim {
+    /// As the engine takes it. This machine is measured only for weights that do not fit the device.
+    ///
+    /// # Errors
+    /// As [`WeightPlan::new`], and a disk that cannot be measured.
+    pub fn aim(
+        self,
+        files: &ModelFiles,
+        arithmetic: Arithmetic,
+        config: &EngineConfig,
+        ledger: &Ledger,
+        ui: &Ui,
+    ) -> anyhow::Result<Aim> {
+        if self == Self::Latency || WeightPlan::new(files, arithmetic, ledger)?.placement.is_resident() {
+            return Ok(Aim::Latency);
+        }
+        Ok(Aim::Throughput(Crowd {
+            max_seqs: config.max_seqs,
+            max_batch_tokens: config.max_batch_tokens,
+            context: serving::CONTEXT,
+            speeds: serving::speeds(true, files, false, ui)?,
+        }))
+    }
 }
 
 /// An adapter on the command line.
@@ -104,19 +146,24 @@ impl ModelArgs {
     /// # Errors
     /// Files that are missing or damaged, a budget too small, golden prompts that do not give their logits.
     pub fn load(&self, activations: Activations, ui: &Ui) -> anyhow::Result<(Model, LoadedModel)> {
-        if let Some((name, path)) = self.live_adapters().next() {
-            let path = path.display();
-            return Err(usage(format!(
-                "--adapter {name}={path}: names are for serve, generate and replay; here give --adapter {path}"
-            )));
-        }
-        self.load_base(activations, &Ledger::new(self.budget()?), ui)
+        self.without_names()?;
+        let alone = EngineConfig { max_seqs: 1, ..EngineConfig::default() };
+        self.load_base(activations, &alone, &Ledger::new(self.budget()?), ui)
     }
 
-    /// As [`ModelArgs::load`], whatever adapters have names.
+    fn without_names(&self) -> anyhow::Result<()> {
+        let Some((name, path)) = self.live_adapters().next() else { return Ok(()) };
+        let path = path.display();
+        Err(usage(format!(
+            "--adapter {name}={path}: names are for serve, generate and replay; here give --adapter {path}"
+        )))
+    }
+
+    /// As [`ModelArgs::load`] for an engine within these bounds, whatever adapters have names.
     fn load_base(
         &self,
         activations: Activations,
+        config: &EngineConfig,
         ledger: &Ledger,
         ui: &Ui,
     ) -> anyhow::Result<(Model, LoadedModel)> {
@@ -126,7 +173,8 @@ impl ModelArgs {
         }
         let activations = self.activations.unwrap_or(activations);
         let arithmetic = Arithmetic { activations, kv_type: self.kv_dtype };
-        let loaded = LoadedModel::load(&model.files, arithmetic, ledger, &|_| ())?;
+        let aim = self.placement.aim(&model.files, arithmetic, config, ledger, ui)?;
+        let loaded = LoadedModel::load_aimed(&model.files, arithmetic, aim, ledger, &|_| ())?;
         Ok((model, loaded))
     }
 }
@@ -330,8 +378,10 @@ impl Running {
     /// # Errors
     /// As [`ModelArgs::load`], and bounds that contradict each other.
     pub fn start(args: &ModelArgs, max_seqs: usize, ui: &Ui) -> anyhow::Result<Self> {
-        let (model, loaded) = args.load(Activations::Int8, ui)?;
-        Self::run(args, model, loaded, None, EngineConfig { max_seqs, ..EngineConfig::default() }, ui)
+        args.without_names()?;
+        let config = EngineConfig { max_seqs, ..EngineConfig::default() };
+        let (model, loaded) = args.load_base(Activations::Int8, &config, &Ledger::new(args.budget()?), ui)?;
+        Self::run(args, model, loaded, None, config, ui)
     }
 
     /// The same for any bounds, with the adapters that have names, and with tokens guessed in advance.
@@ -347,14 +397,14 @@ impl Running {
         let ledger = Ledger::new(args.budget()?);
         let config = EngineConfig { speculation: guesses.speculation(), ..config };
         let Some(path) = &guesses.draft else {
-            let (model, loaded) = args.load_base(Activations::Int8, &ledger, ui)?;
+            let (model, loaded) = args.load_base(Activations::Int8, &config, &ledger, ui)?;
             return Self::run(args, model, loaded, None, config, ui);
         };
         let (draft, guessing) = load_draft(path, args, &ledger)?;
         // The model's weights leave room for the other's cache.
         let room = footprint::draft_room(guessing.config(), guessing.kv_type());
         let room = ledger.charge(Tier::Device, Kind::KvCache, room)?;
-        let (model, loaded) = args.load_base(Activations::Int8, &ledger, ui)?;
+        let (model, loaded) = args.load_base(Activations::Int8, &config, &ledger, ui)?;
         drop(room);
         check_draft(path, &draft, &model)?;
         ui.note(format!("guesses by {}: {}", path.display(), weights(&guessing)));

@@ -1,10 +1,12 @@
 //! How many bytes of the device serving takes: the same arithmetic for refusing, planning and charging.
 
 use crate::error::{Error, Shortfall};
-use crate::placement::{BlockBytes, Needs};
+use crate::forecast::Load;
+use crate::placement::{BlockBytes, Crowd, Demand, Needs};
 use crate::runner::HEAD_ROWS;
 use hearth_kernels::paged::{KV_BLOCK, KvCache, KvType};
 use hearth_memory::{Ledger, Tier};
+use hearth_model::{architecture, params};
 use hearth_weights::ModelConfig;
 
 /// A cache for fewer tokens than this (or the model's own limit) is not worth serving with.
@@ -75,6 +77,28 @@ pub fn streaming_needs(
     let wished_kv = kv(WISHED_CONTEXT.min(config.max_position_embeddings))
         + (working_bytes(config, WISHED_BATCH_TOKENS) - working);
     Needs { blocks, fixed, working, least_kv: (kv(least), least), wished_kv, ring_buffers }
+}
+
+/// What a crowd of sequences takes in every step.
+///
+/// # Errors
+/// An unknown architecture.
+pub fn demand(config: &ModelConfig, kv_type: KvType, weights: u64, crowd: &Crowd) -> Result<Demand, Error> {
+    let Crowd { max_seqs, max_batch_tokens, context, speeds } = *crowd;
+    let load = load(config, kv_type, weights, context)?;
+    Ok(Demand { load, max_seqs: max_seqs as u64, working: working_bytes(config, max_batch_tokens), speeds })
+}
+
+/// What a step goes through for each sequence with `context` tokens in the cache.
+///
+/// # Errors
+/// An unknown architecture.
+pub fn load(config: &ModelConfig, kv_type: KvType, weights: u64, context: usize) -> Result<Load, Error> {
+    let kv = context.div_ceil(KV_BLOCK) as u64 * kv_block_bytes(config, kv_type);
+    let arch = architecture(config)?;
+    // Of the embedding a step reads its tokens' rows only.
+    let touched: u64 = params(arch.as_ref()).iter().filter(|p| p.linear).map(|p| p.len() as u64).sum();
+    Ok(Load { weights, kv, operations: 2 * touched })
 }
 
 fn refuse_unless_it_fits(

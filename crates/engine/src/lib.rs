@@ -9,6 +9,7 @@
 //! - [`sampler`]: logits → token, deterministic for a seed; log-probabilities.
 //! - [`loader`]: weights from disk into panel layout, within the device's budget.
 //! - [`footprint`]: how many bytes serving takes.
+//! - [`forecast`]: how fast a placement can decode, and what it waits for.
 //! - [`placement`]: which tier each transformer block lies in.
 //! - [`streaming`]: blocks that pass through the device while the model runs.
 //! - [`adapter`]: LoRA adapters that rows of a pass have of their own.
@@ -36,6 +37,7 @@ pub mod adapter;
 pub mod api;
 pub mod engine;
 pub mod footprint;
+pub mod forecast;
 pub mod kv;
 pub mod loader;
 pub mod placement;
@@ -57,6 +59,7 @@ pub use error::{Error, Shortfall};
 pub use hearth_kernels::Activations;
 pub use hearth_kernels::paged::KvType;
 pub use loader::{Arithmetic, LoadProgress, LoadedModel, ResidentWeights};
+pub use placement::{Aim, Crowd};
 pub use score::Scorer;
 pub use speculation::Speculation;
 pub use streaming::{Streamed, WeightPlan};

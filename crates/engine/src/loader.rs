@@ -4,7 +4,7 @@
 use crate::adapter::AdapterLoader;
 use crate::error::Error;
 use crate::footprint;
-use crate::placement::Placement;
+use crate::placement::{Aim, Placement};
 use crate::streaming::{Counters, Prepared, Stream, Streamed, WeightPlan, may_stream};
 use burn::tensor::{Device, Tensor};
 use hearth_kernels::cpu::pages::{Arena, Image, Loan};
@@ -296,6 +296,20 @@ impl LoadedModel {
         ledger: &Ledger,
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<Self, Error> {
+        Self::load_aimed(files, arithmetic, Aim::Latency, ledger, progress)
+    }
+
+    /// The same; `aim` decides what the device holds where it does not hold everything.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::load`].
+    pub fn load_aimed(
+        files: &ModelFiles,
+        arithmetic: impl Into<Arithmetic>,
+        aim: Aim,
+        ledger: &Ledger,
+        progress: &(dyn Fn(LoadProgress) + Sync),
+    ) -> Result<Self, Error> {
         let arithmetic = arithmetic.into();
         let activations = arithmetic.activations;
         let arch = architecture(&files.config)?;
@@ -304,7 +318,7 @@ impl LoadedModel {
         let total = parts.iter().map(|p| p.bytes).sum();
         match footprint::check_weights(arch.config(), kv_type, total, ledger) {
             Err(Error::TooSmall(_)) if may_stream(ledger) => {
-                let prepared = Prepared::new(parts, kv_type, files, ledger)?;
+                let prepared = Prepared::new(parts, kv_type, aim, files, ledger)?;
                 return Self::load_streamed(arch, prepared, files, activations, ledger, progress);
             }
             fits => fits?,

@@ -1,13 +1,24 @@
 //! Where the weights of each transformer block lie: on the device, in host memory or on disk.
 //!
-//! # Policy (latency mode)
+//! # Policy
 //! Everything on the device if it fits: nothing is streamed then. Otherwise the device holds what is used in every
 //! pass outside the blocks, what serving takes, and as many blocks as are left room for; host memory holds as many of
-//! the others as it can; the disk keeps the rest and feeds a ring in host memory. To fill the fastest tier first is optimal for one sequence. The blocks of a tier are
-//! spread evenly over the model, so that a transfer always has computation to hide behind.
+//! the others as it can; the disk keeps the rest and feeds a ring in host memory. The blocks of a tier are spread evenly
+//! over the model, so that a transfer always has computation to hide behind.
+//!
+//! How much of the device is for KV cache and how much for blocks is a matter of the [`Aim`]. For latency blocks come
+//! before all but a modest cache: to fill the fastest tier first is optimal for one sequence. For throughput the batch is
+//! looked for that the [`forecast`](crate::forecast) promises most tokens per second, and the device holds that batch's
+//! keys and values before blocks: a fetch from disk costs the same for one sequence and for many, so while the disk is what
+//! steps wait for, another sequence is worth more than another block (`b/T(b)` grows with `b` as long as the weights are
+//! more than the device holds). What does not grow any more is left to blocks.
 
 use crate::error::{Error, Shortfall};
+use crate::forecast::{Load, Speeds};
 use hearth_memory::{Size, Tier};
+
+/// A larger batch makes each of its sequences slower: by less than this part it is not worth it.
+const WORTH_IT: f64 = 0.001;
 
 /// Bytes of one transformer block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +40,7 @@ pub struct Needs {
     pub working: u64,
     /// Device bytes of the smallest useful KV cache, and the tokens it holds.
     pub least_kv: (u64, usize),
-    /// Device bytes that the KV cache should have before blocks do.
+    /// Device bytes that the KV cache and larger steps should have before blocks do.
     pub wished_kv: u64,
     /// Buffers in host memory that reads from disk go through.
     pub ring_buffers: u64,
@@ -48,6 +59,42 @@ pub struct Room {
     pub host_used: u64,
     /// Most bytes of weights that may stay on disk.
     pub nvme: u64,
+}
+
+/// What a placement is made for.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Aim {
+    /// The soonest next token of one sequence.
+    #[default]
+    Latency,
+    /// The most tokens per second of all sequences together.
+    Throughput(Crowd),
+}
+
+/// Who is to be served at once, and with what.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Crowd {
+    /// Most sequences in a batch.
+    pub max_seqs: usize,
+    /// Tokens in one forward pass.
+    pub max_batch_tokens: usize,
+    /// Tokens that each sequence is expected to have in the cache.
+    pub context: usize,
+    /// What the machine does in a second.
+    pub speeds: Speeds,
+}
+
+/// The same crowd in bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Demand {
+    /// A step of it.
+    pub load: Load,
+    /// Most sequences in a batch.
+    pub max_seqs: u64,
+    /// Device bytes of values between layers.
+    pub working: u64,
+    /// What the machine does in a second.
+    pub speeds: Speeds,
 }
 
 /// Where each block lies.
@@ -77,7 +124,7 @@ impl Placement {
     }
 }
 
-/// Places the blocks.
+/// Places the blocks for latency.
 ///
 /// # Errors
 /// [`Error::TooSmall`] when the device does not even hold what is outside the blocks, [`Error::Placement`] when host memory or disk are
@@ -96,7 +143,41 @@ pub fn place(needs: &Needs, room: Room) -> Result<Placement, Error> {
         return Err(Error::TooSmall(Box::new(Shortfall { weights, working, tokens, kv, used, free })));
     };
     // However much the cache would like, half of what is left goes to blocks.
-    let for_blocks = left - needs.wished_kv.saturating_sub(needs.least_kv.0).min(left / 2);
+    place_some(needs, room, left - needs.wished_kv.saturating_sub(needs.least_kv.0).min(left / 2))
+}
+
+/// Places the blocks for throughput: beside the keys and values of the batch that is forecast the most tokens per second,
+/// the smallest of several that are. Where the device has no room for one such sequence, as [`place`] does.
+///
+/// # Errors
+/// As [`place`].
+pub fn place_for_throughput(needs: &Needs, room: Room, demand: &Demand) -> Result<Placement, Error> {
+    let Demand { load, speeds, working, .. } = *demand;
+    let tok_s = |batch, placement: &Placement| {
+        load.step(batch, placement.bytes(Tier::Nvme, &needs.blocks), speeds).tok_s()
+    };
+    let latency = place(needs, room)?;
+    if latency.is_resident() {
+        return Ok(latency);
+    }
+    let beside = needs.fixed + latency.bytes(Tier::Device, &needs.blocks) + working;
+    let batch = room.device.saturating_sub(beside) / load.kv.max(1);
+    let mut best = (tok_s(batch.clamp(1, demand.max_seqs.max(1)), &latency), latency);
+    for batch in 1..=demand.max_seqs {
+        let serving = (working + batch * load.kv).max(needs.working + needs.least_kv.0);
+        let Some(left) = room.device.checked_sub(needs.fixed + serving) else { break };
+        // Fewer blocks on the device may be more than the other tiers hold.
+        let Ok(placement) = place_some(needs, room, left) else { break };
+        let tok_s = tok_s(batch, &placement);
+        if tok_s > best.0 * (1.0 + WORTH_IT) {
+            best = (tok_s, placement);
+        }
+    }
+    Ok(best.1)
+}
+
+/// Places the blocks with so many bytes of them on the device at most.
+fn place_some(needs: &Needs, room: Room, for_blocks: u64) -> Result<Placement, Error> {
     let packed: Vec<u64> = needs.blocks.iter().map(|b| b.packed).collect();
     let on_device = spread(&packed, for_blocks);
     let others: Vec<usize> = (0..packed.len()).filter(|i| !on_device[*i]).collect();
@@ -217,6 +298,52 @@ mod tests {
         let disk = refused(room(100, 360, 719));
         assert!(disk.contains("nvme tier") && disk.contains("720 bytes"), "{disk}");
         assert!(place(&needs(8), room(80, 720, 0)).is_ok(), "the smallest named works");
+    }
+
+    /// A step of `batch` has keys and values of 50 each behind it; the disk gives 100 bytes a second.
+    fn demand(max_seqs: u64, flops: f64) -> Demand {
+        let load = Load { weights: 850, kv: 50, operations: 1 };
+        let speeds = Speeds { nvme: Some(100.0), memory: 1e6, flops };
+        Demand { load, max_seqs, working: 20, speeds }
+    }
+
+    fn for_throughput(device: u64, demand: Demand) -> String {
+        picture(&place_for_throughput(&needs(8), room(device, 360, u64::MAX), &demand).expect("it fits"))
+    }
+
+    #[test]
+    fn throughput_takes_blocks_off_the_device_for_sequences() {
+        // Beside 70 that are always there the device has 330. b/T(b), with 0.9 s per block on disk:
+        // b = 1, 2: 2 blocks there, 1/5.4 = 0.19, 2/5.4 = 0.37; 3, 4: 1 block, 3/6.3 = 0.48, 4/6.3 = 0.63;
+        // 5, 6: none, 5/7.2 = 0.69, 6/7.2 = 0.83; there is no room for 7.
+        assert_eq!(placed(400, 360, u64::MAX), "nndnndnd", "for latency");
+        assert_eq!(for_throughput(400, demand(8, 1e6)), "nnnnnnnn");
+        assert_eq!(for_throughput(400, demand(4, 1e6)), "nnnnnnnd");
+        assert_eq!(for_throughput(400, demand(2, 1e6)), "nnndnnnd");
+    }
+
+    #[test]
+    fn a_batch_that_brings_no_more_is_left_to_blocks() {
+        // 0.6 operations a second: 4 sequences wait 6.3 s for the disk and 6.7 s for arithmetic, 6 wait 7.2 s and 10 s: 0.6
+        // tokens a second either way.
+        assert_eq!(for_throughput(400, demand(8, 0.6)), "nnnnnnnd");
+    }
+
+    #[test]
+    fn throughput_leaves_blocks_where_the_disk_is_not_needed() {
+        // The device holds four blocks and host memory the others; for each sequence more one of them would go to disk.
+        assert_eq!(for_throughput(500, demand(8, 1e6)), "hdhdhdhd");
+    }
+
+    #[test]
+    fn throughput_falls_back_to_latency_where_no_sequence_fits_and_streams_nothing_that_fits() {
+        assert_eq!(for_throughput(110, demand(8, 1e6)), placed(110, 360, u64::MAX));
+        assert_eq!(for_throughput(880, demand(8, 1e6)), "dddddddd");
+        let needs = needs(8);
+        assert!(place_for_throughput(&needs, room(79, 1000, 0), &demand(8, 1e6)).is_err());
+        // Host memory holds five blocks and there is no disk: the device must hold three.
+        let tight = place_for_throughput(&needs, room(500, 450, 0), &demand(8, 1e6)).expect("it fits");
+        assert_eq!(picture(&tight), "hhdhhdhd");
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub use speeds::Measured;
 use crate::commands::train;
 use crate::exit::usage;
 use crate::ranks::Start;
+use crate::running::PlacementAim;
 use crate::tiers::Tiers;
 use crate::training::Job;
 use crate::ui::{Report, Ui};
@@ -44,6 +45,12 @@ pub struct PlanArgs {
     /// What the KV cache will store: f32, f16, bf16 or int8 [default: as in serve]
     #[arg(long, value_name = "TYPE", value_parser = crate::running::kv_type, requires = "serve")]
     pub kv_dtype: Option<KvType>,
+    /// What the device will hold where it does not hold all weights: latency or throughput, as in serve
+    #[arg(long, value_name = "AIM", value_enum, default_value_t, requires = "serve")]
+    pub placement: PlacementAim,
+    /// Sequences that will be in the batch at once [default: as in serve]
+    #[arg(long, value_name = "N", requires = "serve")]
+    pub max_seqs: Option<usize>,
     /// A smaller model that will guess tokens
     #[arg(long, value_name = "MODEL", requires = "serve")]
     pub draft: Option<PathBuf>,

@@ -124,3 +124,32 @@ fn serving_is_planned_with_its_tiers_and_the_resource_that_binds() {
         stderr(&refused)
     );
 }
+
+#[test]
+fn a_plan_names_the_crowd_that_the_cache_holds_and_what_it_waits_for() {
+    let folder = tempfile::tempdir().expect("folder");
+    let model = tiny_model();
+    let run = |more: &[&str]| {
+        let arguments = ["plan", "--serve", &model, "--memory", "device=16MiB,host=1MiB", "--json"];
+        let mut command = hearth(&[&arguments[..], more].concat());
+        command.env("XDG_CACHE_HOME", folder.path().join("cache")).output().expect("it starts")
+    };
+    for (more, batch) in [
+        (&[][..], 16),
+        (&["--placement", "throughput"], 16),
+        (&["--placement", "latency", "--max-seqs", "4"], 4),
+    ] {
+        let crowd = &report(&run(more))["crowd"];
+        assert_eq!(crowd["batch"], batch, "{more:?}");
+        assert!(
+            ["memory", "arithmetic"].contains(&crowd["bound_by"].as_str().expect("a resource")),
+            "{crowd}"
+        );
+    }
+    for (wrong, words) in
+        [(&["--placement", "beauty"][..], "throughput"), (&["--max-seqs", "0"], "at least 1")]
+    {
+        let refused = run(wrong);
+        assert!(refused.status.code() == Some(2) && stderr(&refused).contains(words), "{}", stderr(&refused));
+    }
+}

@@ -4,7 +4,7 @@ use super::{StreamedBlock, look_ahead};
 use crate::error::Error;
 use crate::footprint;
 use crate::loader::{Arithmetic, Part, kv_type};
-use crate::placement::{BlockBytes, Placement, Room, place};
+use crate::placement::{Aim, BlockBytes, Placement, Room, place, place_for_throughput};
 use hearth_kernels::paged::KvType;
 use hearth_memory::stream::Ahead;
 use hearth_memory::{Ledger, NvmeFile, Tier};
@@ -40,6 +40,19 @@ impl WeightPlan {
         arithmetic: impl Into<Arithmetic>,
         ledger: &Ledger,
     ) -> Result<Self, Error> {
+        Self::aimed(files, arithmetic, Aim::Latency, ledger)
+    }
+
+    /// The same for [`LoadedModel::load_aimed`](crate::LoadedModel::load_aimed).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn aimed(
+        files: &ModelFiles,
+        arithmetic: impl Into<Arithmetic>,
+        aim: Aim,
+        ledger: &Ledger,
+    ) -> Result<Self, Error> {
         let arch = architecture(&files.config)?;
         let parts = Part::all(arch.as_ref(), files)?;
         let total = parts.iter().map(|p| p.bytes).sum();
@@ -47,7 +60,7 @@ impl WeightPlan {
         match footprint::check_weights(&files.config, kv_type, total, ledger) {
             Ok(()) => Ok(Self::resident(parts, kv_type, files.config.num_layers)),
             Err(Error::TooSmall(_)) if may_stream(ledger) => {
-                Ok(Prepared::new(parts, kv_type, files, ledger)?.plan)
+                Ok(Prepared::new(parts, kv_type, aim, files, ledger)?.plan)
             }
             Err(error) => Err(error),
         }
@@ -97,6 +110,7 @@ impl Prepared {
     pub fn new(
         parts: Vec<Part>,
         kv_type: KvType,
+        aim: Aim,
         files: &ModelFiles,
         ledger: &Ledger,
     ) -> Result<Self, Error> {
@@ -114,7 +128,7 @@ impl Prepared {
         let file = NvmeFile::open(&path)?;
         let wished = look_ahead(&file, &first.range)?;
         let sizes: Vec<BlockBytes> = blocks.iter().map(size).collect();
-        let decide = |ahead| decide(&files.config, kv_type, sizes.clone(), fixed, ahead, ledger);
+        let decide = |ahead| decide(&files.config, kv_type, sizes.clone(), fixed, (ahead, aim), ledger);
         // A tight budget reads ahead less; one block ahead keeps a disk busy that blocks are waited for.
         let fitting = (1..=wished).rev().find_map(|ahead| Some((decide(ahead).ok()?, ahead)));
         let (placement, look_ahead) = match fitting {
@@ -184,7 +198,7 @@ fn decide(
     kv_type: KvType,
     blocks: Vec<BlockBytes>,
     fixed: u64,
-    look_ahead: usize,
+    (look_ahead, aim): (usize, Aim),
     ledger: &Ledger,
 ) -> Result<Placement, Error> {
     let ring_buffers = Ahead { look_ahead, leases: 1 }.buffers() as u64;
@@ -196,5 +210,11 @@ fn decide(
         host_used: ledger.used(Tier::Host),
         nvme: ledger.free(Tier::Nvme),
     };
-    place(&needs, room)
+    match aim {
+        Aim::Latency => place(&needs, room),
+        Aim::Throughput(crowd) => {
+            let weights = fixed + needs.blocks.iter().map(|b| b.packed).sum::<u64>();
+            place_for_throughput(&needs, room, &footprint::demand(config, kv_type, weights, &crowd)?)
+        }
+    }
 }

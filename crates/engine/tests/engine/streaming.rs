@@ -3,7 +3,10 @@
 use crate::fixtures::*;
 use crate::formats::{Held, converted};
 use hearth_engine::api::{Event, Request};
-use hearth_engine::{Activations, Engine, EngineConfig, LoadedModel, Scorer, WeightPlan, footprint};
+use hearth_engine::forecast::Speeds;
+use hearth_engine::{
+    Activations, Aim, Crowd, Engine, EngineConfig, LoadedModel, Scorer, WeightPlan, footprint,
+};
 use hearth_kernels::paged::KvType;
 use hearth_memory::{Budget, Ledger, Size, Tier};
 use hearth_model::panels::LAYOUTS;
@@ -165,6 +168,32 @@ fn one_fetch_of_each_block_serves_every_sequence_of_a_step() {
     assert!(streamed.nvme_bytes > 0 && streamed.gb_s() > 0.0 && streamed.wait_s <= streamed.pass_s);
     let total = streamed.nvme_bytes + streamed.host_bytes;
     assert!(total <= (streamed.passes + 1) * BLOCKS as u64 * stored, "{streamed:?}");
+}
+
+#[test]
+fn a_placement_for_throughput_holds_more_sequences_and_gives_the_same_bits() {
+    let directory = tempfile::tempdir().expect("writable");
+    let files = bundle(quant::F32, directory.path());
+    let Sizes { device, packed, stored } = sizes(&files);
+    // Host memory holds all blocks, so that nothing depends on the disk.
+    let budget = (device + 3 * packed, BLOCKS as u64 * stored);
+    let speeds = Speeds { nvme: None, memory: 1e9, flops: 1e15 };
+    let crowd = Crowd { max_seqs: 16, max_batch_tokens: footprint::MIN_BATCH_TOKENS, context: 16, speeds };
+    let load = |aim| {
+        let budget = Budget { device: Some(Size(budget.0)), host: Some(Size(budget.1)), nvme: Some(Size(0)) };
+        let ledger = Ledger::new(budget);
+        LoadedModel::load_aimed(&files, Activations::F32, aim, &ledger, &|_| ()).expect("it fits")
+    };
+    let kv_bytes = |model: LoadedModel| {
+        let config = EngineConfig { max_seqs: 16, max_batch_tokens: 64, ..EngineConfig::default() };
+        Engine::start(model, config).expect("it fits").stats().kv_bytes
+    };
+    let (latency, throughput) = (load(Aim::Latency), load(Aim::Throughput(crowd)));
+    // Eight sequences find room in the smallest cache; of three blocks' places beyond, latency gives one to a block, and
+    // throughput all to three sequences more.
+    assert_eq!((tiers(&latency)[0], tiers(&throughput)[0]), (1, 0));
+    assert!(logits(throughput) == logits(latency));
+    assert!(kv_bytes(load(Aim::Throughput(crowd))) > kv_bytes(load(Aim::Latency)));
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! `hearth plan --serve`: where a served model's weights will lie, and how fast it can be.
 //!
-//! A step of a batch `b` takes at least the longest of: reading the streamed weights from disk, bringing them to the
-//! device, reading all weights and the keys and values of the batch there, and the arithmetic, `2·P·b` operations. That is
-//! so with full overlap; where one processor does the last three, the truth lies between the longest and the sum.
+//! How fast is reckoned by [`hearth_engine::forecast`], with the speeds measured on this machine.
 
 use super::{Measured, PlanArgs};
 use crate::exit::usage;
@@ -11,9 +9,9 @@ use crate::tiers::Tiers;
 use crate::ui::{Report, Ui, bytes};
 use crate::{machine, probe};
 use hearth_engine::footprint::{self, Wishes};
+use hearth_engine::forecast::{Speeds, Step};
 use hearth_engine::{Activations, Arithmetic, EngineConfig, WeightPlan};
 use hearth_memory::{Budget, Charge, Kind, Ledger, Tier};
-use hearth_model::{architecture, params};
 use hearth_weights::ModelFiles;
 use serde::Serialize;
 use std::path::Path;
@@ -21,7 +19,7 @@ use std::path::Path;
 /// Batches that are forecast.
 const BATCHES: [u64; 3] = [1, 8, 32];
 /// Tokens of each sequence that are in the cache.
-const CONTEXT: u64 = 512;
+pub const CONTEXT: usize = 512;
 
 /// What serving will be.
 #[derive(Clone, Debug, Serialize)]
@@ -40,6 +38,9 @@ pub struct ServeReport {
     pub look_ahead: usize,
     /// Tokens that the KV cache holds.
     pub kv_tokens: usize,
+    /// The largest batch that it holds with 512 tokens behind each sequence, within the batch's limit: what clients together
+    /// get where there are enough of them.
+    pub crowd: Forecast,
     /// Tokens per second of one sequence.
     pub tok_s: f64,
     /// What one sequence's step waits for.
@@ -47,7 +48,7 @@ pub struct ServeReport {
     /// Batch by batch, each sequence with 512 tokens behind it.
     pub batches: Vec<Forecast>,
     /// What was reckoned with, in bytes or operations per second.
-    pub speeds: Speeds,
+    pub speeds: MachineSpeeds,
 }
 
 /// Transformer blocks by tier.
@@ -74,9 +75,16 @@ pub struct Forecast {
     pub bound_by: &'static str,
 }
 
+impl From<Step> for Forecast {
+    fn from(step: Step) -> Self {
+        let Step { batch, seconds, bound_by } = step;
+        Self { batch, step_s: seconds, tok_s: step.tok_s(), bound_by: bound_by.name() }
+    }
+}
+
 /// This machine's.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Speeds {
+pub struct MachineSpeeds {
     /// Reading the disk; nothing where it is not read.
     pub nvme: Option<f64>,
     /// Reading the device's memory.
@@ -98,11 +106,16 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
     let ledger = Ledger::new(budget);
     let arithmetic = Arithmetic { activations: Activations::Int8, kv_type: args.kv_dtype };
     let draft = args.draft.as_deref().map(|path| Draft::plan(path, arithmetic, &ledger, ui)).transpose()?;
-    let plan = WeightPlan::new(&model.files, arithmetic, &ledger)?;
+    let default = EngineConfig::default();
+    let serving = EngineConfig { max_seqs: args.max_seqs.unwrap_or(default.max_seqs), ..default };
+    if serving.max_seqs == 0 {
+        return Err(usage("--max-seqs is 0, it must be at least 1"));
+    }
+    let aim = args.placement.aim(&model.files, arithmetic, &serving, &ledger, ui)?;
+    let plan = WeightPlan::aimed(&model.files, arithmetic, aim, &ledger)?;
     let charges = charge(&plan, &ledger)?;
     let draft = draft.map(Draft::with_the_other_placed);
     let guesses = draft.as_ref().map(|d| (&d.files.config, d.plan.kv_type));
-    let serving = EngineConfig::default();
     let wishes = Wishes {
         max_seqs: serving.max_seqs,
         max_batch_tokens: serving.max_batch_tokens,
@@ -122,22 +135,27 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
         ledger.charge(Tier::Device, Kind::KvCache, grant.blocks as u64 * block)?,
         ledger.charge(Tier::Device, Kind::Activations, working)?,
     ];
-    let speeds = speeds(&plan, &model.files, args.measure, ui)?;
-    let batches: Vec<Forecast> =
-        BATCHES.iter().map(|b| forecast(*b, &plan, &model.files, speeds)).collect::<Result<_, _>>()?;
+    let speeds = speeds(plan.placement.count(Tier::Nvme) > 0, &model.files, args.measure, ui)?;
+    let weights = plan.fixed + plan.blocks.iter().map(|b| b.packed).sum::<u64>();
+    let load = footprint::load(config, plan.kv_type, weights, CONTEXT)?;
+    let nvme = plan.placement.bytes(Tier::Nvme, &plan.blocks);
+    let forecast = |batch| Forecast::from(load.step(batch, nvme, speeds));
+    let kv_tokens = grant.blocks * hearth_kernels::paged::KV_BLOCK;
+    let batches: Vec<Forecast> = BATCHES.into_iter().map(forecast).collect();
     let count = |tier| plan.placement.count(tier);
     let report = ServeReport {
         tiers: Tiers::of(&ledger, 1),
         streams: !plan.placement.is_resident(),
         blocks: BlockCounts { device: count(Tier::Device), host: count(Tier::Host), nvme: count(Tier::Nvme) },
         streamed_bytes: streamed(&plan),
-        nvme_bytes: plan.placement.bytes(Tier::Nvme, &plan.blocks),
+        nvme_bytes: nvme,
         look_ahead: plan.look_ahead,
-        kv_tokens: grant.blocks * hearth_kernels::paged::KV_BLOCK,
+        kv_tokens,
+        crowd: forecast((kv_tokens / CONTEXT).clamp(1, serving.max_seqs) as u64),
         tok_s: batches[0].tok_s,
         bound_by: batches[0].bound_by,
         batches,
-        speeds,
+        speeds: MachineSpeeds { nvme: speeds.nvme, memory: speeds.memory, flops: speeds.flops },
     };
     drop((charges, draft));
     Ok(report)
@@ -185,33 +203,14 @@ fn streamed(plan: &WeightPlan) -> u64 {
     [Tier::Host, Tier::Nvme].into_iter().map(|tier| plan.placement.bytes(tier, &plan.blocks)).sum()
 }
 
-fn speeds(plan: &WeightPlan, files: &ModelFiles, again: bool, ui: &Ui) -> anyhow::Result<Speeds> {
+/// What this machine does in a second; of the disk what is kept of an earlier measurement, unless `again`.
+pub(crate) fn speeds(reads_disk: bool, files: &ModelFiles, again: bool, ui: &Ui) -> anyhow::Result<Speeds> {
     let peaks = probe::peaks();
-    let reads_disk = plan.placement.count(Tier::Nvme) > 0;
     let disk = match reads_disk {
         true => Measured::of(Some(&files.path), 1, again, ui)?.disk.map(|d| d.read),
         false => None,
     };
     Ok(Speeds { nvme: disk, memory: peaks.read_gb_s * 1e9, flops: peaks.flops })
-}
-
-fn forecast(batch: u64, plan: &WeightPlan, files: &ModelFiles, speeds: Speeds) -> anyhow::Result<Forecast> {
-    let config = &files.config;
-    let weights = plan.fixed + plan.blocks.iter().map(|b| b.packed).sum::<u64>();
-    let arch = architecture(config)?;
-    // Of the embedding a step reads its tokens' rows only.
-    let touched: u64 = params(arch.as_ref()).iter().filter(|p| p.linear).map(|p| p.len() as u64).sum();
-    let kv = batch * CONTEXT * footprint::kv_block_bytes(config, plan.kv_type)
-        / hearth_kernels::paged::KV_BLOCK as u64;
-    let over = |bytes: u64, speed: Option<f64>| speed.map_or(0.0, |s| bytes as f64 / s);
-    let times = [
-        ("nvme", over(plan.placement.bytes(Tier::Nvme, &plan.blocks), speeds.nvme)),
-        ("memory", over(weights + kv, Some(speeds.memory))),
-        ("arithmetic", over(2 * touched * batch, Some(speeds.flops))),
-    ];
-    let longest = times.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("four of them");
-    let (bound_by, step_s) = longest;
-    Ok(Forecast { batch, step_s, tok_s: batch as f64 / step_s.max(1e-12), bound_by })
 }
 
 impl Report for ServeReport {
@@ -234,9 +233,11 @@ impl Report for ServeReport {
             lines.push(format!("{:8}{:>12}  {}", tier.name(), bytes(used.peak_bytes), parts.join(", ")));
         }
         lines.push(format!("KV cache for {} tokens", self.kv_tokens));
-        for f in &self.batches {
-            lines.push(format!("batch {:2}: {:10.2} tok/s, bound by {}", f.batch, f.tok_s, f.bound_by));
-        }
+        let line =
+            |f: &Forecast| format!("batch {:2}: {:10.2} tok/s, bound by {}", f.batch, f.tok_s, f.bound_by);
+        lines.extend(self.batches.iter().map(line));
+        let tokens = format!("what the cache holds at once with {CONTEXT} tokens behind each");
+        lines.push(format!("{} ({tokens})", line(&self.crowd)));
         lines.push(format!("reckoned for {} threads with full overlap", machine::threads()));
         lines.join("\n")
     }
