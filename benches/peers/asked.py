@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import pathlib
+from collections.abc import Callable
 
 from hearth import Hearth
 from installs import Installs, default_cache
@@ -22,9 +23,12 @@ class Asked:
     quick: bool
     as_json: bool
     text: pathlib.Path | None
+    # What one script alone has.
+    own: argparse.Namespace
 
 
-def asked(description: str | None) -> Asked:
+def asked(description: str | None, add: Callable[[argparse.ArgumentParser], object] = lambda parser: None) -> Asked:
+    """What the command line says; `add` gives the parser the script's own options."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("binary", type=pathlib.Path, help="path of the hearth binary")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side [5]")
@@ -34,6 +38,7 @@ def asked(description: str | None) -> Asked:
     parser.add_argument("--perplexity", type=pathlib.Path, metavar="TEXT", help="text for what formats cost [Lee news, fetched by pip]")
     parser.add_argument("--quick", action="store_true", help="fewer tokens and steps: rough figures in minutes")
     parser.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
+    add(parser)
     given = parser.parse_args()
     if given.rounds < 1 or given.threads < 1:
         parser.error("--rounds and --threads are at least 1")
@@ -49,4 +54,5 @@ def asked(description: str | None) -> Asked:
         quick=given.quick,
         as_json=given.json,
         text=given.perplexity,
+        own=given,
     )

@@ -19,6 +19,8 @@ QUANTIZED = {
 FORMATS = ("F16", *QUANTIZED)
 # The shape of a model with 1.1 billion parameters, random weights: larger than the memory it is given.
 BILLION = {"1.1B Q8_0": ("billion", "Q8_0", True)}
+# The same and the source model as they are written, not quantized.
+PLAIN = {"F16": ("smollm2", "f16"), "1.1B f32": ("billion", "f32")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +31,9 @@ class Models:
     source: pathlib.Path | None = None
 
     def gguf(self, label: str) -> pathlib.Path:
-        """A GGUF file in one of FORMATS or BILLION."""
-        if label == "F16":
-            return self._plain("smollm2", "f16")
+        """A GGUF file in one of FORMATS, BILLION or PLAIN."""
+        if label in PLAIN:
+            return self._plain(*PLAIN[label])
         base, told, pure = {**QUANTIZED, **BILLION}[label]
         target = self._at(f"{base}-{told}{'-pure' if pure else ''}.gguf")
         if not target.is_file():
@@ -55,6 +57,14 @@ class Models:
         target = self._at("smollm2-hf")
         if not (target / "config.json").is_file():
             hearth.call("convert", self._plain("smollm2", "f32"), "--to", "safetensors", "--output", target)
+        return target
+
+    def offloadable(self, label: str, hearth: Hearth) -> pathlib.Path:
+        """The model of 1.1 billion parameters as a Hugging Face directory: in f32, or in f16 where the model is quantized."""
+        dtype = "f32" if label.endswith("f32") else "f16"
+        target = self._at(f"billion-hf-{dtype}")
+        if not (target / "config.json").is_file():
+            hearth.call("convert", self._plain("billion", dtype), "--to", "safetensors", "--output", target)
         return target
 
     def dequantized(self, label: str, hearth: Hearth) -> pathlib.Path:

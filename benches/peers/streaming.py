@@ -1,25 +1,31 @@
-"""Generating with a model four times larger than memory: hearth's streaming against llama.cpp's mmap and the disk.
+"""Generating with a model four times larger than memory: hearth's streaming against llama.cpp's mmap, accelerate and the disk.
 
-    python benches/peers/streaming.py target/release/hearth [--rounds 5] [--json]
+    python benches/peers/streaming.py target/release/hearth [--format q8_0] [--format f32] [--rounds 5] [--json]
 
 Every process runs in a memory cgroup of a quarter of the model's size (a third for 32 sequences, whose KV cache is
-larger); hearth is told so with `--memory`. The disk's own speed is measured in turn with the others (`hearth bench io`).
-Needs a cgroup that may be written, so mostly root.
+larger); hearth is told so with `--memory`. Decoding is also held against b·B/W: what `b` sequences get if a step takes no
+longer than the disk needs for the streamed bytes, its speed measured in turn (`hearth bench io`). transformers with
+accelerate's disk offload has no 8-bit file: it gets the same model in f16 where the others have Q8_0, and a quarter of
+that, twice their memory. Needs a cgroup that may be written, so mostly root; f32 takes 14 GB of disk while its models are there.
 """
 
+import argparse
 import dataclasses
+import functools
 import pathlib
-import statistics
+import tempfile
 
 import llama
 from asked import Asked, asked
 from limit import Limit, forget
-from models import BILLION
+from models import WORKERS
 from turns import MIB, Finished, Report, Row, Sample, json_lines, rows_against, take_turns
 
 PEER_BAR, DISK_BAR = 2.0, 0.9
 # Sequences at once, and which part of the model's size is memory.
 BATCHES = {1: 4, 8: 4, 32: 3}
+FORMATS = {"q8_0": "1.1B Q8_0", "f32": "1.1B f32"}
+ACCELERATE = ("torch", "transformers", "accelerate", "safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +33,16 @@ class Setting:
     """One model in `1 / part` of its size."""
 
     asked: Asked
-    gguf: pathlib.Path
-    bundle: pathlib.Path
+    label: str
     part: int = 4
+
+    @functools.cached_property
+    def gguf(self) -> pathlib.Path:
+        return self.asked.models.gguf(self.label)
+
+    @functools.cached_property
+    def bundle(self) -> pathlib.Path:
+        return self.asked.models.bundle(self.label, self.asked.hearth)
 
     @property
     def limit(self) -> Limit:
@@ -56,53 +69,96 @@ class Setting:
         read.append(found["streaming"]["bytes_per_pass"] / MIB)
         return Sample(found["decode_tok_s"], done.peak_rss_bytes)
 
-    def peer(self, read: list[float]) -> Sample:
+    def llama(self, read: list[float]) -> Sample:
         """Tokens a second of llama.cpp; appends the bytes that another few tokens read more."""
-        few, more = self._peer(2), self._peer(6)
+        few, more = self._llama(2), self._llama(6)
         read.append((more.read_bytes - few.read_bytes) / 4 / MIB)
         return Sample(llama.only(more)["avg_ts"], more.peak_rss_bytes)
 
-    def _peer(self, tokens: int) -> Finished:
+    def _llama(self, tokens: int) -> Finished:
         forget(self.gguf)
         tool = self.asked.installs.llama("llama-bench")
         words = ["-m", self.gguf, "-t", self.asked.threads, "-p", 0, "-n", tokens, "-r", 1, "-o", "jsonl"]
         return self.limit.run([tool, *words])
 
-    def streamed(self, batch: int, weights: list[float]) -> Sample:
-        """10⁹ bytes a second from disk while `batch` sequences generate."""
+    def accelerate(self, read: list[float]) -> Sample:
+        """Tokens a second of transformers with weights offloaded to disk; appends the bytes read per token."""
+        model = self.asked.models.offloadable(self.label, self.asked.hearth)
+        forget(model)
+        limit = Limit(sum(file.stat().st_size for file in model.glob("*.safetensors")) // self.part)
+        sizes = ["--memory", limit.limit_bytes // 4, "--tokens", 3 if self.asked.quick else 5]
+        with tempfile.TemporaryDirectory(dir=model.parent) as folder:
+            words = [self.asked.installs.python, WORKERS / "accelerate_decode.py", model, "--folder", folder]
+            done = limit.run([*words, *sizes, "--threads", self.asked.threads])
+        found = json_lines(done.stdout)[-1]
+        read.append(found["read_bytes_per_pass"] / MIB)
+        return Sample(found["tok_s"], done.peak_rss_bytes)
+
+    @functools.cached_property
+    def streamed_bytes(self) -> int:
+        """What every step reads from disk."""
+        return self.asked.hearth.call("plan", "--serve", self.bundle, "--memory", self.memory)["nvme_bytes"]
+
+    def decode(self, batch: int) -> Sample:
+        """Tokens a second of `batch` sequences together."""
         sizes = ["--context", 16, "--batch", batch, "-n", self.tokens, "--repeat", 1, "--json"]
         words = ["bench", "decode", self.bundle, "--memory", self.memory, *sizes]
         done = self.limit.run([self.asked.hearth.binary, *words, "--threads", self.asked.threads])
-        found = json_lines(done.stdout)[-1]
-        return Sample(found["tok_s"] / batch * statistics.median(weights) * MIB / 1e9)
+        return Sample(json_lines(done.stdout)[-1]["tok_s"])
 
-    def disk(self) -> Sample:
-        """10⁹ bytes a second that the disk gives."""
+    def promised(self, batch: int) -> Sample:
+        """b·B/W."""
         folder = self.bundle.parent
-        return Sample(self.asked.hearth.call("bench", "io", "--dir", folder, "--bytes", "1GiB")["read_gb_s"])
+        disk = self.asked.hearth.call("bench", "io", "--dir", folder, "--bytes", "1GiB")["read_gb_s"]
+        return Sample(batch * disk * 1e9 / self.streamed_bytes)
+
+
+def against_llama(setting: Setting, report: Report) -> None:
+    ours: list[float] = []
+    theirs: list[float] = []
+    sides = {llama.NAME: lambda: setting.llama(theirs), "hearth": lambda: setting.generate(ours)}
+    work = f"decode from disk, {setting.label}, a quarter of it in memory"
+    report.rows += rows_against(work, "tok/s", take_turns(sides, setting.asked.rounds), PEER_BAR)
+    report.rows.append(Row(f"{work}, read per token", "MiB", llama.NAME, ours, theirs, higher_is_better=False))
+    report.peers[llama.NAME] = llama.VERSION
+
+
+def against_accelerate(setting: Setting, report: Report) -> None:
+    versions = setting.asked.installs.need(*ACCELERATE)
+    ours: list[float] = []
+    theirs: list[float] = []
+    sides = {"accelerate": lambda: setting.accelerate(theirs), "hearth": lambda: setting.generate(ours)}
+    dtype = setting.asked.models.offloadable(setting.label, setting.asked.hearth).name[-3:]
+    work = f"decode from disk, {setting.label} (accelerate: {dtype}), a quarter of it in memory"
+    report.rows += rows_against(work, "tok/s", take_turns(sides, setting.asked.rounds), PEER_BAR)
+    report.rows.append(Row(f"{work}, read per token", "MiB", "accelerate", ours, theirs, higher_is_better=False))
+    report.peers.update(versions)
+
+
+def against_disk(setting: Setting, report: Report, batch: int) -> None:
+    sides = {"b·B/W": lambda: setting.promised(batch), "hearth": lambda: setting.decode(batch)}
+    samples = take_turns(sides, setting.asked.rounds)
+    work = f"decode from disk, {setting.label}, 1/{setting.part} of it in memory, batch {batch}"
+    report.rows += rows_against(work, "tok/s", samples, DISK_BAR)
 
 
 def compare(asked: Asked, report: Report, label: str) -> None:
-    setting = Setting(asked, asked.models.gguf(label), asked.models.bundle(label, asked.hearth))
-    ours: list[float] = []
-    theirs: list[float] = []
-    sides = {llama.NAME: lambda: setting.peer(theirs), "hearth": lambda: setting.generate(ours)}
-    work = f"decode from disk, {label}, a quarter of it in memory"
-    report.rows += rows_against(work, "tok/s", take_turns(sides, asked.rounds), PEER_BAR)
-    report.rows.append(Row(f"{work}, read per token", "MiB", llama.NAME, ours, theirs, higher_is_better=False))
-    report.peers[llama.NAME] = llama.VERSION
+    setting = Setting(asked, label)
+    report.attempt(lambda: against_llama(setting, report))
+    report.attempt(lambda: against_accelerate(setting, report))
     for batch, part in BATCHES.items():
-        limited = dataclasses.replace(setting, part=part)
-        sides = {"disk": setting.disk, "hearth": lambda at=limited, batch=batch: at.streamed(batch, ours)}
-        samples = take_turns(sides, asked.rounds)
-        work = f"reading while decoding, {label}, 1/{part} of it in memory, batch {batch}"
-        report.rows += rows_against(work, "GB/s", samples, DISK_BAR)
+        report.attempt(lambda batch=batch, part=part: against_disk(Setting(asked, label, part), report, batch))
+
+
+def formats(parser: argparse.ArgumentParser) -> None:
+    text = "of the model, several times for several [q8_0]"
+    parser.add_argument("--format", choices=FORMATS, action="append", help=text)
 
 
 def main() -> None:
-    options, report = asked(__doc__), Report()
-    for label in BILLION:
-        report.attempt(lambda label=label: compare(options, report, label))
+    options, report = asked(__doc__, formats), Report()
+    for name in options.own.format or ["q8_0"]:
+        compare(options, report, FORMATS[name])
     report.show(options.as_json)
 
 
