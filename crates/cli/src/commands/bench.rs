@@ -17,6 +17,7 @@ use hearth_data::{Loader, Sequence};
 use hearth_engine::{Activations, Scorer};
 use hearth_kernels::PackedMatrix;
 use hearth_model::{Group, ParamSpec};
+use hearth_train::optim::StateDtype;
 use hearth_train::{Compute, LoraConfig, Recompute, Setup, TrainConfig, Trainer};
 use hearth_weights::ModelFiles;
 use serde::Serialize;
@@ -62,6 +63,9 @@ pub struct TrainBench {
     /// Type of activations and the weights they meet: f32, bf16 or f16
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub compute: String,
+    /// Type of the optimizer's moments: f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub state_dtype: String,
     /// Recompute each transformer block in the backward pass instead of keeping its activations
     #[arg(long)]
     pub recompute: bool,
@@ -162,6 +166,7 @@ fn train(args: &TrainBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport
         global_batch: args.batch,
         micro_batch: args.batch,
         compute: compute(&args.compute)?,
+        state_dtype: state_dtype(&args.state_dtype)?,
         recompute: if args.recompute { Recompute::Full } else { Recompute::None },
         adapter: args.lora.map(|rank| LoraConfig { rank, ..LoraConfig::default() }),
         peak_flops: Some(peaks.flops),
@@ -195,6 +200,14 @@ fn compute(text: &str) -> anyhow::Result<Compute> {
         "bf16" => Ok(Compute::Bf16),
         "f16" => Ok(Compute::F16),
         _ => Err(usage(format!("--compute is {text:?}; it must be f32, bf16 or f16"))),
+    }
+}
+
+fn state_dtype(text: &str) -> anyhow::Result<StateDtype> {
+    match text {
+        "f32" => Ok(StateDtype::F32),
+        "bf16" => Ok(StateDtype::Bf16),
+        _ => Err(usage(format!("--state-dtype is {text:?}; it must be f32 or bf16"))),
     }
 }
 
