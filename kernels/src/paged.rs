@@ -89,6 +89,52 @@ impl KvCache {
         layers * blocks * kind.block_bytes(KvLayout { kv_heads, head_dim })
     }
 
+    /// Copies a block of another cache of the same shape over one of this cache, as it is stored.
+    ///
+    /// # Panics
+    /// When there is no such block, or the caches are not of one shape.
+    pub fn copy_block(&mut self, block: u32, from: &Self, from_block: u32) {
+        let (layout, to, from_block) = (self.layout, block as usize, from_block as usize);
+        match (&mut self.layers, &from.layers) {
+            (Layers::F32(to_layers), Layers::F32(layers)) => {
+                copy_layers(layout, to_layers, to, layers, from_block)
+            }
+            (Layers::F16(to_layers), Layers::F16(layers)) => {
+                copy_layers(layout, to_layers, to, layers, from_block)
+            }
+            (Layers::Bf16(to_layers), Layers::Bf16(layers)) => {
+                copy_layers(layout, to_layers, to, layers, from_block);
+            }
+            (Layers::Int8(to_layers), Layers::Int8(layers)) => {
+                for ((to_data, to_scales), (data, scales)) in to_layers.iter_mut().zip(layers) {
+                    copy_part(layout.block_len(), to_data, to, data, from_block);
+                    copy_part(layout.scales_len(), to_scales, to, scales, from_block);
+                }
+            }
+            _ => panic!("blocks are copied between caches of one number format"),
+        }
+    }
+
+    /// Exchanges a block with one of another cache of the same shape.
+    ///
+    /// # Panics
+    /// As [`Self::copy_block`].
+    pub fn swap_block(&mut self, block: u32, other: &mut Self, other_block: u32) {
+        let (layout, at, other_at) = (self.layout, block as usize, other_block as usize);
+        match (&mut self.layers, &mut other.layers) {
+            (Layers::F32(mine), Layers::F32(theirs)) => swap_layers(layout, mine, at, theirs, other_at),
+            (Layers::F16(mine), Layers::F16(theirs)) => swap_layers(layout, mine, at, theirs, other_at),
+            (Layers::Bf16(mine), Layers::Bf16(theirs)) => swap_layers(layout, mine, at, theirs, other_at),
+            (Layers::Int8(mine), Layers::Int8(theirs)) => {
+                for ((data, scales), (their_data, their_scales)) in mine.iter_mut().zip(theirs) {
+                    swap_part(layout.block_len(), data, at, their_data, other_at);
+                    swap_part(layout.scales_len(), scales, at, their_scales, other_at);
+                }
+            }
+            _ => panic!("blocks are exchanged between caches of one number format"),
+        }
+    }
+
     /// Writes the rows' keys and values, then attends.
     fn attend(
         &mut self,
@@ -113,6 +159,34 @@ impl KvCache {
             }
         }
     }
+}
+
+fn copy_layers<T: Copy>(
+    layout: KvLayout,
+    to: &mut [Vec<T>],
+    block: usize,
+    from: &[Vec<T>],
+    from_block: usize,
+) {
+    for (to, from) in to.iter_mut().zip(from) {
+        copy_part(layout.block_len(), to, block, from, from_block);
+    }
+}
+
+/// `len` numbers to a block.
+fn copy_part<T: Copy>(len: usize, to: &mut [T], block: usize, from: &[T], from_block: usize) {
+    to[block * len..][..len].copy_from_slice(&from[from_block * len..][..len]);
+}
+
+fn swap_layers<T>(layout: KvLayout, a: &mut [Vec<T>], a_block: usize, b: &mut [Vec<T>], b_block: usize) {
+    for (a, b) in a.iter_mut().zip(b) {
+        swap_part(layout.block_len(), a, a_block, b, b_block);
+    }
+}
+
+/// As [`copy_part`].
+fn swap_part<T>(len: usize, a: &mut [T], a_block: usize, b: &mut [T], b_block: usize) {
+    a[a_block * len..][..len].swap_with_slice(&mut b[b_block * len..][..len]);
 }
 
 /// As [`KvCache::attend`], where numbers are stored without scales.

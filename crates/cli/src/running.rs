@@ -396,8 +396,11 @@ impl Running {
     ) -> anyhow::Result<Self> {
         let ledger = Ledger::new(args.budget()?);
         let config = EngineConfig { speculation: guesses.speculation(), ..config };
+        // Streamed weights leave room for evicted KV blocks.
+        let evicted = ledger.charge(Tier::Host, Kind::KvCache, config.kv_host_bytes).context("--kv-host")?;
         let Some(path) = &guesses.draft else {
             let (model, loaded) = args.load_base(Activations::Int8, &config, &ledger, ui)?;
+            drop(evicted);
             return Self::run(args, model, loaded, None, config, ui);
         };
         let (draft, guessing) = load_draft(path, args, &ledger)?;
@@ -405,7 +408,7 @@ impl Running {
         let room = footprint::draft_room(guessing.config(), guessing.kv_type());
         let room = ledger.charge(Tier::Device, Kind::KvCache, room)?;
         let (model, loaded) = args.load_base(Activations::Int8, &config, &ledger, ui)?;
-        drop(room);
+        drop((room, evicted));
         check_draft(path, &draft, &model)?;
         ui.note(format!("guesses by {}: {}", path.display(), weights(&guessing)));
         Self::run(args, model, loaded, Some(guessing), config, ui)

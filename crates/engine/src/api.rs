@@ -213,6 +213,14 @@ pub struct EngineStats {
     pub kv_blocks_total: usize,
     /// KV blocks nobody uses that are kept for whoever comes with the same tokens in front.
     pub kv_blocks_idle: usize,
+    /// KV blocks in all that host memory can keep for the device.
+    pub kv_host_blocks_total: usize,
+    /// Of these, blocks that hold something.
+    pub kv_host_blocks_held: usize,
+    /// KV blocks moved from the device to the host since start.
+    pub kv_blocks_moved_out: u64,
+    /// KV blocks brought back from there since start.
+    pub kv_blocks_brought_back: u64,
     /// Prompt tokens computed since start.
     pub prompt_tokens: u64,
     /// Prompt tokens found in the prefix cache since start, of requests that ended.
@@ -237,8 +245,10 @@ pub struct EngineStats {
     pub accepted_tokens: u64,
     /// Bytes of weights resident.
     pub weight_bytes: u64,
-    /// Bytes of the KV cache.
+    /// Bytes of the KV cache on the device.
     pub kv_bytes: u64,
+    /// Bytes of the KV cache on the host.
+    pub kv_host_bytes: u64,
     /// What was streamed since start; nothing when all weights are resident.
     pub streamed: crate::streaming::Streamed,
 }

@@ -10,6 +10,7 @@
 //! step. Should the sequence have ended meanwhile, whoever shares the block reads an older value there: a worse guess, never
 //! another answer.
 
+use crate::kv::Move;
 use crate::runner::{EachRow, Forward, SequenceStep};
 use crate::scheduler::{Part, RequestId};
 use crate::sequence::Sequence;
@@ -21,6 +22,11 @@ pub(crate) struct Draft(Box<dyn Forward + Send>);
 impl Draft {
     pub(crate) fn new(forward: impl Forward + Send + 'static) -> Self {
         Self(Box::new(forward))
+    }
+
+    /// Its blocks go where those of the model go.
+    pub(crate) fn move_blocks(&mut self, moves: &[Move]) {
+        self.0.move_blocks(moves);
     }
 
     /// Computes a step's known tokens, and gives its sequences as many guesses as it has room for.

@@ -1,4 +1,4 @@
-//! How many bytes of the device serving takes: the same arithmetic for refusing, planning and charging.
+//! How many bytes serving takes: the same arithmetic for refusing, planning and charging.
 
 use crate::error::{Error, Shortfall};
 use crate::forecast::Load;
@@ -132,6 +132,8 @@ pub struct Wishes<'a> {
     pub context_limit: Option<usize>,
     /// Bytes of the KV cache; `None` = what is free.
     pub kv_bytes: Option<u64>,
+    /// Bytes of host memory for KV blocks that the device has no room for.
+    pub kv_host_bytes: u64,
     /// What it stores.
     pub kv_type: KvType,
     /// Largest rank of adapters; 0 = none are used.
@@ -147,6 +149,8 @@ pub struct Wishes<'a> {
 pub struct Grant {
     /// KV blocks.
     pub blocks: usize,
+    /// KV blocks on the host besides.
+    pub host_blocks: usize,
     /// Tokens a sequence may reach.
     pub context_limit: usize,
     /// Tokens per step.
@@ -195,5 +199,16 @@ pub fn grant(config: &ModelConfig, wishes: Wishes, ledger: &Ledger) -> Result<Gr
     }
     let context_limit = context.min(blocks * KV_BLOCK);
     let (working_bytes, draft_working_bytes) = (own_working(rows), draft_working(rows));
-    Ok(Grant { blocks, context_limit, max_batch_tokens: rows, working_bytes, draft_working_bytes })
+    let host_blocks = host_blocks(wishes.kv_host_bytes, block)?;
+    let max_batch_tokens = rows;
+    Ok(Grant { blocks, host_blocks, context_limit, max_batch_tokens, working_bytes, draft_working_bytes })
+}
+
+fn host_blocks(bytes: u64, block: u64) -> Result<usize, Error> {
+    match bytes / block {
+        0 if bytes > 0 => Err(Error::Config(format!(
+            "{bytes} bytes of host memory for evicted KV blocks hold none: one takes {block} bytes"
+        ))),
+        blocks => Ok(blocks.min(u64::from(u32::MAX)) as usize),
+    }
 }

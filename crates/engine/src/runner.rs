@@ -2,7 +2,8 @@
 
 use crate::adapter::{AdaptedRows, Adapter};
 use crate::error::Error;
-use crate::kv::BlockTable;
+use crate::footprint;
+use crate::kv::{BlockTable, Move};
 use crate::loader::LoadedModel;
 use burn::tensor::{Int, Tensor, TensorData};
 use hearth_kernels::paged::{self, BlockWeights, KvCache, SequenceRows, Workspace, attention_paged};
@@ -41,33 +42,46 @@ pub type EachRow<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
 pub trait Forward {
     /// Computes a step's tokens and hands over the logits asked for, in order.
     fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow);
+
+    /// Moves KV blocks between device and host, in order.
+    fn move_blocks(&mut self, moves: &[Move]);
 }
 
 /// A resident model with its KV cache.
 pub struct Runner {
     model: LoadedModel,
     cache: KvCache,
+    /// What the device has no room for.
+    host: KvCache,
     space: Workspace,
     /// Of up to [`HEAD_ROWS`] rows.
     logits: Vec<f32>,
-    /// KV cache and values between layers.
-    _charges: [Charge; 2],
+    /// KV cache, values between layers, and what lies on the host.
+    _charges: [Charge; 3],
 }
 
 impl Runner {
-    /// A model with `blocks` KV blocks and `working_bytes` for values between layers, charged to its ledger.
+    /// A model with `blocks` KV blocks on the device, `host_blocks` more on the host and `working_bytes` for values between
+    /// layers, charged to its ledger.
     ///
     /// # Errors
     /// [`Error::Memory`] when the budget does not hold them.
-    pub fn new(model: LoadedModel, blocks: usize, working_bytes: u64) -> Result<Self, Error> {
-        let c = model.config();
-        let bytes = KvCache::bytes(c.num_layers, blocks, c.num_kv_heads, c.head_dim, model.kv_type()) as u64;
+    pub fn new(
+        model: LoadedModel,
+        blocks: usize,
+        host_blocks: usize,
+        working_bytes: u64,
+    ) -> Result<Self, Error> {
+        let (c, kind, ledger) = (model.config(), model.kv_type(), model.ledger());
+        let block = footprint::kv_block_bytes(c, kind);
         let charges = [
-            model.ledger().charge(Tier::Device, Kind::KvCache, bytes)?,
-            model.ledger().charge(Tier::Device, Kind::Activations, working_bytes)?,
+            ledger.charge(Tier::Device, Kind::KvCache, blocks as u64 * block)?,
+            ledger.charge(Tier::Device, Kind::Activations, working_bytes)?,
+            ledger.charge(Tier::Host, Kind::KvCache, host_blocks as u64 * block)?,
         ];
-        let cache = KvCache::new(c.num_layers, blocks, c.num_kv_heads, c.head_dim, model.kv_type());
-        Ok(Self { cache, space: Workspace::default(), logits: Vec::new(), model, _charges: charges })
+        let cache = |blocks| KvCache::new(c.num_layers, blocks, c.num_kv_heads, c.head_dim, kind);
+        let (cache, host) = (cache(blocks), cache(host_blocks));
+        Ok(Self { cache, host, space: Workspace::default(), logits: Vec::new(), model, _charges: charges })
     }
 
     /// The model.
@@ -116,6 +130,16 @@ impl Forward for Runner {
             let rows = parts.head.vectors(rows_of(&x, wanted)).into_data();
             let rows = rows.try_into_vec::<f32>().expect("inference runs in f32");
             hand_over(wanted, &rows, parts.config.hidden_size, each);
+        }
+    }
+
+    fn move_blocks(&mut self, moves: &[Move]) {
+        for one in moves {
+            match *one {
+                Move::Out { block, slot } => self.host.copy_block(slot, &self.cache, block),
+                Move::Back { slot, block } => self.cache.copy_block(block, &self.host, slot),
+                Move::Swap { block, slot } => self.cache.swap_block(block, &mut self.host, slot),
+            }
         }
     }
 }

@@ -33,6 +33,7 @@ impl Scorer {
             max_batch_tokens: CHUNK.min(context.max(HEAD_ROWS)),
             context_limit: Some(context),
             kv_bytes: None,
+            kv_host_bytes: 0,
             kv_type: model.kv_type(),
             adapter_rank: 0,
             adapter_bytes: 0,
@@ -40,7 +41,7 @@ impl Scorer {
         };
         let grant = footprint::grant(model.config(), wishes, model.ledger())?;
         let blocks = context.div_ceil(KV_BLOCK);
-        let runner = Runner::new(model, blocks, grant.working_bytes)?;
+        let runner = Runner::new(model, blocks, 0, grant.working_bytes)?;
         Ok(Self { runner, table: (0..blocks as u32).collect(), context, chunk: grant.max_batch_tokens })
     }
 

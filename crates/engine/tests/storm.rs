@@ -2,11 +2,11 @@
 //!
 //! Requests of any length, bursts, cancellations at any moment, readers that stall, requests that can never fit, all at
 //! once from several threads: none is lost or stuck, none fails, what a request gets does not depend on the storm, the
-//! budget holds, and memory is back where it was. `HEARTH_LONG_MATRIX=1` makes it 100,000 requests.
+//! budget holds, and memory is back where it was: with a host tier for KV blocks and without. `HEARTH_LONG_MATRIX=1` makes it 100,000 requests.
 
 use hearth_engine::api::{Event, Generation, Request, Sampling, Standing, SubmitError};
 use hearth_engine::{Activations, Engine, EngineConfig, EngineHandle, LoadedModel};
-use hearth_memory::{Budget, Ledger, Tier, heap};
+use hearth_memory::{Budget, Ledger, Size, Tier, heap};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,6 +18,8 @@ static HEAP: heap::CountingAllocator = heap::CountingAllocator;
 const CLIENTS: u64 = 6;
 /// Bytes of the device.
 const BUDGET: u64 = 3 << 20;
+/// Bytes of host memory for KV blocks, where there are any.
+const HOST: u64 = 60 * 6144;
 /// What lies outside the ledger: the queue, events that nobody has read yet, threads.
 const OUTSIDE: u64 = 6 << 20;
 
@@ -174,7 +176,7 @@ fn said(events: &[Event]) -> Vec<Event> {
     events.iter().filter(is_end).cloned().collect()
 }
 
-fn start(ledger: &Ledger) -> EngineHandle {
+fn start(ledger: &Ledger, kv_host_bytes: u64) -> EngineHandle {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-chat/model");
     let files = hearth_weights::open(&model).expect("the fixture is there");
     let model = LoadedModel::load(&files, Activations::F32, ledger, &|_| ()).expect("it fits");
@@ -184,6 +186,7 @@ fn start(ledger: &Ledger) -> EngineHandle {
         context_limit: Some(256),
         kv_bytes: Some(40 * 6144),
         max_waiting: 20,
+        kv_host_bytes,
         ..EngineConfig::default()
     };
     Engine::start(model, config).expect("it fits")
@@ -206,17 +209,24 @@ fn idle(engine: &EngineHandle) -> hearth_engine::api::EngineStats {
 fn a_storm_loses_nothing_changes_nothing_and_leaves_nothing() {
     let requests = if std::env::var_os("HEARTH_LONG_MATRIX").is_some() { 100_000 } else { 4_000 };
     // Kernels and threads keep what they make at first: made before the heap is read.
-    idle(&start(&Ledger::default()));
-    let before = heap::current().expect("the counter is installed");
+    idle(&start(&Ledger::default(), HOST));
     // A failed check needs memory to say so.
     let say = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         heap::set_limit(None);
         say(info);
     }));
-    let ledger = Ledger::new(Budget::device(BUDGET));
-    let engine = start(&ledger);
-    heap::set_limit(Some(before + BUDGET + OUTSIDE));
+    // One after the other: the heap is one.
+    for host in [0, HOST] {
+        storm(requests, host);
+    }
+}
+
+fn storm(requests: u64, host: u64) {
+    let before = heap::current().expect("the counter is installed");
+    let ledger = Ledger::new(Budget { host: Some(Size(host)), ..Budget::device(BUDGET) });
+    let engine = start(&ledger, host);
+    heap::set_limit(Some(before + BUDGET + host + OUTSIDE));
     let answers: Vec<Vec<Event>> = (0..24)
         .map(|kind| {
             let request = known(kind, engine.vocab_size() as u64);
@@ -241,11 +251,13 @@ fn a_storm_loses_nothing_changes_nothing_and_leaves_nothing() {
         assert!(count(n) > requests / 1000, "{:?}, {stats:?}", tally);
     }
     assert!(stats.preemptions > 0, "{stats:?}");
+    assert_eq!(stats.kv_blocks_brought_back > requests / 100, host > 0, "{stats:?}");
     assert!(ledger.peak(Tier::Device) <= BUDGET, "{} bytes", ledger.peak(Tier::Device));
+    assert_eq!(ledger.peak(Tier::Host), host);
     engine.drain();
     drop((engine, answers));
     heap::set_limit(None);
-    assert_eq!(ledger.used(Tier::Device), 0);
+    assert_eq!((ledger.used(Tier::Device), ledger.used(Tier::Host)), (0, 0));
     let after = heap::current().expect("the counter is installed");
     assert!(after <= before + (64 << 10), "{} bytes are left over", after - before);
 }

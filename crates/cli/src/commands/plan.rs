@@ -28,7 +28,7 @@ use crate::ui::{Report, Ui};
 use anyhow::Context;
 use forecast::Clock;
 use hearth_engine::KvType;
-use hearth_memory::{Ledger, heap};
+use hearth_memory::{Ledger, Size, heap};
 use hearth_train::plan::{Speeds, StepTime};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -51,6 +51,9 @@ pub struct PlanArgs {
     /// Sequences that will be in the batch at once [default: as in serve]
     #[arg(long, value_name = "N", requires = "serve")]
     pub max_seqs: Option<usize>,
+    /// Host memory for KV blocks that the device has no room for any more
+    #[arg(long, value_name = "SIZE", requires = "serve")]
+    pub kv_host: Option<Size>,
     /// A smaller model that will guess tokens
     #[arg(long, value_name = "MODEL", requires = "serve")]
     pub draft: Option<PathBuf>,

@@ -44,6 +44,10 @@ pub struct ServeArgs {
     /// Tokens in one forward pass, those being generated and pieces of prompts together; less where memory is short
     #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_batch_tokens)]
     pub max_batch_tokens: usize,
+    /// Host memory for KV blocks that were computed and that the device has no room for any more; prompts that begin alike
+    /// get them back instead of computing them [default: none]
+    #[arg(long, value_name = "SIZE")]
+    pub kv_host: Option<Size>,
     /// Requests that may wait for a place in the batch; more are told when to come back
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_waiting: usize,
@@ -89,6 +93,7 @@ impl ServeArgs {
             api_key: None,
             max_seqs: 16,
             max_batch_tokens: EngineConfig::default().max_batch_tokens,
+            kv_host: None,
             max_waiting: 1024,
             max_queue_time: None,
             name: None,
@@ -257,6 +262,7 @@ fn engine_config(args: &ServeArgs) -> EngineConfig {
         max_seqs: args.max_seqs,
         max_batch_tokens: args.max_batch_tokens,
         max_waiting: args.max_waiting,
+        kv_host_bytes: args.kv_host.map_or(0, Size::bytes),
         adapter_rank: if loads { args.max_adapter_rank } else { 0 },
         adapter_bytes: if loads { args.adapter_memory.bytes() } else { 0 },
         ..EngineConfig::default()

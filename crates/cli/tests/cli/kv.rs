@@ -40,3 +40,37 @@ fn an_unknown_type_is_refused_with_those_there_are() {
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(stderr(&output).contains("f32, f16, bf16, int8"), "{}", stderr(&output));
 }
+
+#[test]
+fn a_plan_counts_kv_blocks_kept_on_the_host() {
+    let plan = |more: &[&str]| {
+        let memory = "device=2MiB,host=1MiB";
+        json(&[&["plan", "--serve", &tiny_model(), "--memory", memory, "--kv-dtype", "f32"], more].concat())
+    };
+    // A block of 16 tokens takes 6144 bytes.
+    let kept = plan(&["--kv-host", "300KiB"]);
+    assert_eq!(
+        (&kept["kv_host_tokens"], &kept["tiers"]["host"]["peak_bytes"]),
+        (&800.into(), &307_200.into())
+    );
+    assert_eq!(kept["tiers"]["host"]["by_kind"]["kv_cache"], 307_200);
+    let without = plan(&[]);
+    assert_eq!((&without["kv_host_tokens"], &without["tiers"]["host"]["peak_bytes"]), (&0.into(), &0.into()));
+    assert_eq!(kept["kv_tokens"], without["kv_tokens"], "the device keeps as many");
+}
+
+#[test]
+fn host_memory_for_kv_blocks_that_is_not_there_is_refused() {
+    let model = tiny_model();
+    for (sizes, words) in [
+        (["device=2MiB,host=100KiB", "101KiB"], "--kv-host: host tier: needs 103424 bytes, 102400 free"),
+        (["device=2MiB,host=100KiB", "1KiB"], "one takes"),
+    ] {
+        let [memory, kept] = sizes;
+        let output = run(&["plan", "--serve", &model, "--memory", memory, "--kv-host", kept]);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains(words), "{}", stderr(&output));
+    }
+    let output = run(&["plan", "recipe.toml", "--kv-host", "1MiB"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+}

@@ -52,6 +52,9 @@ pub struct EngineConfig {
     /// Bytes of the KV cache. `None` = what the device's budget leaves, or 2 GiB without one; never more than
     /// `max_seqs` full sequences need.
     pub kv_bytes: Option<u64>,
+    /// Bytes of host memory for KV blocks that were computed and that the device has no room for any more: they are
+    /// brought back for whoever comes with their tokens. 0 = they are forgotten.
+    pub kv_host_bytes: u64,
     /// Largest rank of the adapters requests may have; 0 = none.
     pub adapter_rank: usize,
     /// Bytes of the device's budget to leave free for adapters that are loaded later.
@@ -68,6 +71,7 @@ impl Default for EngineConfig {
             max_waiting: 1024,
             context_limit: None,
             kv_bytes: None,
+            kv_host_bytes: 0,
             adapter_rank: 0,
             adapter_bytes: 0,
             speculation: None,
@@ -154,6 +158,7 @@ impl Engine {
             max_batch_tokens: config.max_batch_tokens,
             context_limit: config.context_limit,
             kv_bytes: config.kv_bytes,
+            kv_host_bytes: config.kv_host_bytes,
             kv_type: model.kv_type(),
             adapter_rank: config.adapter_rank,
             adapter_bytes: config.adapter_bytes,
@@ -164,17 +169,21 @@ impl Engine {
         let facts = Facts::new(model.config(), grant.context_limit, &config, source);
         let models = || [Some(&model), draft.as_ref()].into_iter().flatten();
         let block_bytes = |m: &LoadedModel| footprint::kv_block_bytes(m.config(), m.kv_type());
+        let block_bytes: u64 = models().map(block_bytes).sum();
         let stats = EngineStats {
             weight_bytes: models().map(LoadedModel::weight_bytes).sum(),
-            kv_bytes: grant.blocks as u64 * models().map(block_bytes).sum::<u64>(),
+            kv_bytes: grant.blocks as u64 * block_bytes,
+            kv_host_bytes: grant.host_blocks as u64 * block_bytes,
             ..EngineStats::default()
         };
-        let scheduler = Scheduler::new(config.limits(grant.max_batch_tokens), grant.blocks, KV_BLOCK);
+        let scheduler = Scheduler::new(config.limits(grant.max_batch_tokens), grant.blocks, KV_BLOCK)
+            .with_host(grant.host_blocks);
         let streaming = model.stream_counters();
         let adapters = model.adapter_loader()?;
-        let draft = draft.map(|draft| Runner::new(draft, grant.blocks, grant.draft_working_bytes));
+        let runner = |model, working| Runner::new(model, grant.blocks, grant.host_blocks, working);
+        let draft = draft.map(|draft| runner(draft, grant.draft_working_bytes));
         let draft = draft.transpose()?.map(Draft::new);
-        let runner = Runner::new(model, grant.blocks, grant.working_bytes)?;
+        let runner = runner(model, grant.working_bytes)?;
         Self::start_with(runner, draft, scheduler, facts, stats, streaming, Some(adapters))
     }
 
@@ -419,14 +428,21 @@ impl EngineHandle {
     /// Counters and gauges of this moment.
     pub fn stats(&self) -> EngineStats {
         let state = self.owner.shared.lock();
+        let blocks = state.scheduler.blocks();
+        let (kv_host_blocks_total, kv_host_blocks_held) = blocks.host();
+        let (kv_blocks_moved_out, kv_blocks_brought_back) = blocks.moved();
         EngineStats {
+            kv_host_blocks_total,
+            kv_host_blocks_held,
+            kv_blocks_moved_out,
+            kv_blocks_brought_back,
             running: state.scheduler.running(),
             waiting: state.scheduler.waiting(),
-            kv_blocks_used: state.scheduler.blocks().used(),
+            kv_blocks_used: blocks.used(),
             streamed: self.owner.streaming.as_ref().map(|s| s.read()).unwrap_or_default(),
             preemptions: state.scheduler.preemptions(),
-            kv_blocks_idle: state.scheduler.blocks().idle(),
-            kv_blocks_total: state.scheduler.blocks().total(),
+            kv_blocks_idle: blocks.idle(),
+            kv_blocks_total: blocks.total(),
             ..state.stats
         }
     }

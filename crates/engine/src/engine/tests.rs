@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::api::{Event, FinishReason, Sampling, TokenLogprobs};
+use crate::kv::Move;
 use crate::runner::{EachRow, SequenceStep};
 use std::sync::mpsc;
 
@@ -12,6 +13,8 @@ const BLOCK: usize = 4;
 struct Hashing {
     /// One token per slot, as keys and values are kept.
     slots: Vec<u32>,
+    /// The same on the host.
+    host: Vec<u32>,
     /// Another one is another model.
     salt: u64,
     /// Panics on this token.
@@ -26,6 +29,7 @@ impl Hashing {
     fn new(blocks: usize) -> Self {
         Hashing {
             slots: vec![u32::MAX; blocks * BLOCK],
+            host: Vec::new(),
             salt: 7,
             explosive: None,
             poisonous: None,
@@ -61,6 +65,26 @@ impl Forward for Hashing {
             }
         }
     }
+
+    fn move_blocks(&mut self, moves: &[Move]) {
+        for one in moves {
+            match *one {
+                Move::Out { block, slot } => {
+                    self.host[cells(slot)].copy_from_slice(&self.slots[cells(block)]);
+                }
+                Move::Back { slot, block } => {
+                    self.slots[cells(block)].copy_from_slice(&self.host[cells(slot)]);
+                }
+                Move::Swap { block, slot } => {
+                    self.slots[cells(block)].swap_with_slice(&mut self.host[cells(slot)]);
+                }
+            }
+        }
+    }
+}
+
+fn cells(block: u32) -> std::ops::Range<usize> {
+    block as usize * BLOCK..(block as usize + 1) * BLOCK
 }
 
 fn limits() -> Limits {

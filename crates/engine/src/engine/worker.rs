@@ -2,6 +2,7 @@
 
 use super::{Mode, Shared, State};
 use crate::draft::Draft;
+use crate::kv::Move;
 use crate::runner::{Forward, SequenceStep};
 use crate::scheduler::{Part, RequestId};
 use crate::sequence::{Outcome, Sequence};
@@ -54,7 +55,8 @@ impl<F: Forward> Worker<F> {
         let _gone = Gone(self.shared.clone());
         let mut worker = self;
         let end = catch_unwind(AssertUnwindSafe(|| {
-            while let Some(parts) = worker.next_step() {
+            while let Some((parts, moves)) = worker.next_step() {
+                worker.move_blocks(&moves);
                 worker.step(parts);
             }
         }));
@@ -77,8 +79,8 @@ impl<F: Forward> Worker<F> {
         }
     }
 
-    /// The next step; waits for one. `None` when the engine is to end.
-    fn next_step(&mut self) -> Option<Vec<Part>> {
+    /// The next step, and what must be copied before it; waits for one. `None` when the engine is to end.
+    fn next_step(&mut self) -> Option<(Vec<Part>, Vec<Move>)> {
         let shared = self.shared.clone();
         let mut state = shared.lock();
         loop {
@@ -90,7 +92,7 @@ impl<F: Forward> Worker<F> {
             self.drop_overdue(&mut state);
             let parts = state.scheduler.plan();
             if !parts.is_empty() {
-                return Some(parts);
+                return Some((parts, state.scheduler.take_moves()));
             }
             if state.mode == Mode::Draining {
                 return None;
@@ -122,6 +124,14 @@ impl<F: Forward> Worker<F> {
             sequence.give_up(sequence.overdue(now).expect("it was a moment ago"));
             state.scheduler.remove(id);
             state.stats.overdue += 1;
+        }
+    }
+
+    /// Not caught like a failing step: what lies where would not be known any more.
+    fn move_blocks(&mut self, moves: &[Move]) {
+        self.forward.move_blocks(moves);
+        if let Some(draft) = &mut self.draft {
+            draft.move_blocks(moves);
         }
     }
 

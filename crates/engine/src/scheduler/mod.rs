@@ -23,7 +23,8 @@
 //!   given back after the step, so nobody is preempted or kept waiting for a guess.
 //! - **Prefix cache**: a prompt skips the full blocks another sequence computed before, and looks again at each
 //!   block's start. If a sequence admitted earlier computes in this very step the block it needs next, it waits for
-//!   that instead of computing the same: so samples of one prompt compute it once.
+//!   that instead of computing the same: so samples of one prompt compute it once. What was moved to the host is brought
+//!   back into a block that would have been taken to compute it, so a host tier changes nobody's admission.
 //!
 //! # Why nothing can get stuck
 //! 1. A request is only taken if it fits an empty cache ([`Scheduler::largest_request`]), so with nothing running
@@ -43,7 +44,7 @@
 mod queue;
 mod running;
 
-use crate::kv::{BlockPool, BlockTable};
+use crate::kv::{BlockPool, BlockTable, Move, Reach};
 use queue::Queue;
 use running::Running;
 use std::ops::Range;
@@ -149,6 +150,11 @@ impl Scheduler {
         }
     }
 
+    /// With so many slots on the host for KV blocks that the device has no room for.
+    pub fn with_host(self, slots: usize) -> Self {
+        Self { pool: self.pool.with_host(slots), ..self }
+    }
+
     /// The bounds it keeps.
     pub fn limits(&self) -> Limits {
         self.limits
@@ -186,7 +192,7 @@ impl Scheduler {
         self.admit();
         self.secure_blocks();
         for sequence in &mut self.running {
-            sequence.adopt(&mut self.pool, self.block_tokens);
+            sequence.adopt(&mut self.pool, self.block_tokens, Reach::Host);
         }
         let (decoding, prefilling): (Vec<usize>, Vec<usize>) =
             (0..self.running.len()).partition(|&i| self.running[i].generates());
@@ -203,6 +209,11 @@ impl Scheduler {
         }
         self.add_proposed(&mut parts, &moving, left);
         parts
+    }
+
+    /// The copies to make before the step planned last is run.
+    pub fn take_moves(&mut self) -> Vec<Move> {
+        self.pool.take_moves()
     }
 
     /// Gives what is left of a step to proposed tokens.
@@ -343,18 +354,23 @@ impl Scheduler {
         let reserved: usize = self.running.iter().map(at_most).sum();
         let safe = reserved + at_most(&sequence) <= self.pool.total();
         let spare = if safe || self.running.is_empty() { 0 } else { self.running.len() + 1 };
-        sequence.adopt(&mut self.pool, self.block_tokens);
-        let missing = sequence.blocks_for_known(self.block_tokens) - sequence.table.len();
-        if self.pool.available() < missing + spare {
+        sequence.adopt(&mut self.pool, self.block_tokens, Reach::Device);
+        let known = sequence.blocks_for_known(self.block_tokens);
+        if self.pool.available() < known - sequence.table.len() + spare {
             sequence.give_up_blocks(&mut self.pool);
             return None;
         }
+        // Only now, and one by one: what is brought back changes places with what makes room for it.
+        sequence.adopt(&mut self.pool, self.block_tokens, Reach::Host);
+        let missing = known - sequence.table.len();
         let own = self.pool.allocate(missing).expect("counted just now");
         sequence.extend(own);
         Some(sequence)
     }
 }
 
+#[cfg(test)]
+mod cells;
 #[cfg(test)]
 mod model_check;
 #[cfg(test)]

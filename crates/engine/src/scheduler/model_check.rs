@@ -3,9 +3,11 @@
 //! A breadth-first walk over the scheduler itself. Its moves: a request arrives, between steps or while one runs; one
 //! is cancelled; a step runs, and each sequence that got a token in it goes on or stops, any number of its guesses having
 //! been right. In every state the claims of
-//! the module's documentation are checked: no block is lost or written by two, the oldest sequence moves in every
+//! the module's documentation are checked: no block is lost or written by two, every block of device and host holds what
+//! it is known for, the oldest sequence moves in every
 //! step and is never preempted, and left alone, every request comes to its end.
 
+use super::cells::Cells;
 use super::*;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
@@ -26,6 +28,8 @@ fn ask(prompt: usize, max_tokens: usize, family: u32, client: &'static str, prio
 struct World {
     limits: Limits,
     blocks: usize,
+    /// Slots on the host.
+    host: usize,
     block_tokens: usize,
     asks: Vec<Ask>,
     cancels: usize,
@@ -40,12 +44,14 @@ struct State {
     cancels_left: usize,
     /// Tokens generated, of requests that are not over.
     live: BTreeMap<RequestId, usize>,
+    cells: Cells,
 }
 
 impl State {
     fn new(world: &World) -> Self {
-        let scheduler = Scheduler::new(world.limits, world.blocks, world.block_tokens);
-        Self { scheduler, arrived: 0, cancels_left: world.cancels, live: BTreeMap::new() }
+        let scheduler = Scheduler::new(world.limits, world.blocks, world.block_tokens).with_host(world.host);
+        let cells = Cells::new(&scheduler);
+        Self { scheduler, arrived: 0, cancels_left: world.cancels, live: BTreeMap::new(), cells }
     }
 
     fn arrive(&mut self, world: &World) {
@@ -78,6 +84,7 @@ impl State {
     fn plan(&mut self) -> Vec<Part> {
         let before = self.oldest();
         let parts = self.scheduler.plan();
+        self.cells.make(&self.scheduler.take_moves());
         let tokens: usize = parts.iter().map(|p| p.positions.len() + p.proposed).sum();
         assert!(tokens <= self.scheduler.limits.max_batch_tokens);
         assert_eq!(parts.is_empty(), self.live.is_empty(), "as long as there is somebody, somebody moves");
@@ -100,6 +107,9 @@ impl State {
         for part in parts {
             let end = part.positions.end + part.proposed;
             assert!(end <= part.table.len() * world.block_tokens, "positions have blocks");
+            let running =
+                |s: &Scheduler| s.running.iter().find(|s| s.id == part.id).expect("it runs").clone();
+            self.cells.compute(part, &running(&self.scheduler));
             let generated = self.live.get_mut(&part.id).expect("only live requests are planned");
             if !grown.contains(&part.id) {
                 self.scheduler.stored(part.id);
@@ -110,6 +120,7 @@ impl State {
             *generated += tokens.len();
             assert!(*generated <= world.asks[part.id as usize].max_tokens, "no guess goes too far");
             self.scheduler.append(part.id, &tokens);
+            self.cells.accept(part, &running(&self.scheduler), fate.right);
             self.scheduler.stored(part.id);
             if *generated >= world.asks[part.id as usize].max_tokens || fate.stops {
                 self.live.remove(&part.id);
@@ -127,6 +138,7 @@ impl State {
             assert!(sequence.table.len() <= sequence.blocks_at_most(self.scheduler.block_tokens));
         }
         assert_eq!(references, self.scheduler.pool.references(), "no block is lost, none is freed in use");
+        self.cells.check(&self.scheduler);
         assert!(self.scheduler.parked.iter().all(|s| s.table.is_empty()));
         assert_eq!(self.scheduler.running() + self.scheduler.waiting(), self.live.len());
     }
@@ -229,15 +241,25 @@ fn all_fates(parts: &[Part], grown: &[RequestId]) -> Vec<BTreeMap<RequestId, Fat
     all
 }
 
-/// Walks through all states. Returns how many there are and how many preemptions were seen.
-fn explore(world: &World) -> (usize, u64) {
+/// What a walk came by.
+struct Seen {
+    states: usize,
+    /// Most on one way.
+    preemptions: u64,
+    /// Most blocks brought back from the host on one way.
+    brought_back: u64,
+}
+
+/// Walks through all states.
+fn explore(world: &World) -> Seen {
     let first = State::new(world);
     let mut seen = HashSet::from([first.shape()]);
     let mut frontier = VecDeque::from([first]);
-    let mut preemptions = 0;
+    let (mut preemptions, mut brought_back) = (0, 0);
     while let Some(state) = frontier.pop_front() {
         state.check();
         preemptions = preemptions.max(state.scheduler.preemptions());
+        brought_back = brought_back.max(state.scheduler.pool.moved().1);
         state.clone().drain(world);
         for next in state.successors(world) {
             if seen.insert(next.shape()) {
@@ -246,7 +268,7 @@ fn explore(world: &World) -> (usize, u64) {
         }
         assert!(seen.len() < 400_000, "the walk does not end");
     }
-    (seen.len(), preemptions)
+    Seen { states: seen.len(), preemptions, brought_back }
 }
 
 fn limits(max_seqs: usize, max_batch_tokens: usize, max_waiting: usize, max_overtaken: usize) -> Limits {
@@ -260,6 +282,7 @@ fn no_state_is_a_deadlock_loses_a_block_or_starves_a_request() {
         World {
             limits: limits(3, 4, 3, 2),
             blocks: 6,
+            host: 0,
             block_tokens: 1,
             asks: vec![ask(1, 5, 1, "a", 0), ask(2, 4, 2, "a", 0), ask(1, 4, 3, "b", 0)],
             cancels: 1,
@@ -269,6 +292,7 @@ fn no_state_is_a_deadlock_loses_a_block_or_starves_a_request() {
         World {
             limits: limits(3, 3, 3, 2),
             blocks: 5,
+            host: 0,
             block_tokens: 2,
             asks: vec![ask(5, 4, 1, "a", 0), ask(5, 4, 1, "a", 0), ask(5, 2, 1, "b", 0)],
             cancels: 1,
@@ -278,6 +302,7 @@ fn no_state_is_a_deadlock_loses_a_block_or_starves_a_request() {
         World {
             limits: limits(2, 2, 2, 1),
             blocks: 4,
+            host: 0,
             block_tokens: 1,
             asks: vec![
                 ask(1, 3, 1, "a", 0),
@@ -292,6 +317,7 @@ fn no_state_is_a_deadlock_loses_a_block_or_starves_a_request() {
         World {
             limits: limits(3, 5, 3, 2),
             blocks: 6,
+            host: 0,
             block_tokens: 1,
             asks: vec![ask(1, 5, 1, "a", 0), ask(2, 4, 2, "a", 0), ask(1, 3, 3, "b", 0)],
             cancels: 1,
@@ -301,20 +327,52 @@ fn no_state_is_a_deadlock_loses_a_block_or_starves_a_request() {
         World {
             limits: limits(2, 4, 3, 2),
             blocks: 5,
+            host: 0,
             block_tokens: 2,
             asks: vec![ask(3, 5, 1, "a", 0), ask(3, 5, 1, "a", 0), ask(3, 2, 1, "b", 0)],
             cancels: 0,
             guesses: 3,
         },
+        // Two families of prompts that push each other's blocks to a host of two slots, and preemption beside it.
+        World {
+            limits: limits(2, 3, 3, 2),
+            blocks: 5,
+            host: 2,
+            block_tokens: 1,
+            asks: vec![ask(3, 2, 1, "a", 0), ask(3, 2, 2, "a", 0), ask(3, 2, 1, "b", 0)],
+            cancels: 1,
+            guesses: 0,
+        },
+        // The same in blocks of two with guesses, over a host of a single slot.
+        World {
+            limits: limits(2, 4, 3, 2),
+            blocks: 4,
+            host: 1,
+            block_tokens: 2,
+            asks: vec![ask(5, 3, 1, "a", 0), ask(3, 4, 2, "a", 0), ask(5, 2, 1, "b", 0)],
+            cancels: 0,
+            guesses: 2,
+        },
+        // Three that outgrow the device together and find their own blocks on the host when they go on.
+        World {
+            limits: limits(3, 4, 3, 2),
+            blocks: 5,
+            host: 4,
+            block_tokens: 1,
+            asks: vec![ask(1, 4, 1, "a", 0), ask(2, 3, 2, "a", 0), ask(1, 3, 3, "b", 0)],
+            cancels: 0,
+            guesses: 0,
+        },
     ];
-    let (mut states, mut preemptions) = (0, 0);
+    let (mut states, mut preemptions, mut brought_back) = (0, 0, 0);
     for world in &worlds {
-        let (seen, preempted) = explore(world);
-        states += seen;
-        preemptions += preempted;
+        let seen = explore(world);
+        states += seen.states;
+        preemptions += seen.preemptions;
+        brought_back += seen.brought_back;
     }
     assert!(
-        states > 2_000 && preemptions > 0,
-        "{states} states, {preemptions} preemptions: too small to tell"
+        states > 2_000 && preemptions > 0 && brought_back > 0,
+        "{states} states, {preemptions} preemptions, {brought_back} blocks brought back: too small to tell"
     );
 }

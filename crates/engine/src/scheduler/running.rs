@@ -1,7 +1,7 @@
 //! A sequence in the batch: which of its tokens are computed, and the blocks that hold them.
 
 use super::{Arrival, Part, RequestId};
-use crate::kv::{BlockPool, BlockTable, Chain};
+use crate::kv::{BlockPool, BlockTable, Chain, Reach};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -87,9 +87,10 @@ impl Running {
 
     /// Takes over blocks the cache has for its next tokens, in place of its own. At least its last token is left to
     /// compute: logits come from computing.
-    pub fn adopt(&mut self, pool: &mut BlockPool, block_tokens: usize) {
+    pub fn adopt(&mut self, pool: &mut BlockPool, block_tokens: usize, reach: Reach) {
         while let Some(next) = self.next_block(block_tokens) {
-            let Some((block, chain)) = pool.acquire(self.chain, &self.tokens[next.clone()]) else { return };
+            let found = pool.acquire(self.chain, &self.tokens[next.clone()], reach);
+            let Some((block, chain)) = found else { return };
             let mut table = self.table.to_vec();
             match table.get_mut(self.registered) {
                 Some(own) => pool.release(&[std::mem::replace(own, block)]),

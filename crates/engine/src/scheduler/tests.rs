@@ -1,3 +1,4 @@
+use super::cells::Cells;
 use super::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,12 +56,19 @@ struct Play {
     started: Vec<RequestId>,
     finished: BTreeSet<RequestId>,
     guesses: Guesses,
+    cells: Cells,
 }
 
 impl Play {
     fn new(limits: Limits, blocks: usize, block_tokens: usize) -> Self {
+        Self::with_host(limits, blocks, 0, block_tokens)
+    }
+
+    fn with_host(limits: Limits, blocks: usize, host: usize, block_tokens: usize) -> Self {
+        let scheduler = Scheduler::new(limits, blocks, block_tokens).with_host(host);
         Play {
-            scheduler: Scheduler::new(limits, blocks, block_tokens),
+            cells: Cells::new(&scheduler),
+            scheduler,
             limits,
             wishes: BTreeMap::new(),
             progress: BTreeMap::new(),
@@ -108,6 +116,7 @@ impl Play {
                 && p.positions.len() == 1
         };
         assert!(parts.is_sorted_by_key(|p| !is_decode(p)), "decodes come first");
+        self.cells.make(&self.scheduler.take_moves());
         for part in parts {
             self.feed(part);
         }
@@ -132,6 +141,8 @@ impl Play {
         assert!(!again || self.scheduler.preemptions() > 0, "every position once, unless preempted");
         assert!(part.positions.start <= *computed || part.cached > 0, "in order, unless found computed");
         *computed = part.positions.end.max(*computed);
+        let running = |s: &Scheduler| s.running.iter().find(|s| s.id == part.id).expect("it runs").clone();
+        self.cells.compute(&part, &running(&self.scheduler));
         let most = wish.stops_after.min(wish.max_tokens);
         let gets = match part.positions.end < wish.prompt + *generated {
             true => 0,
@@ -140,6 +151,7 @@ impl Play {
         if gets > 0 {
             let tokens: Vec<u32> = (0..gets).map(|i| 7001 + (*generated + i) as u32).collect();
             self.scheduler.append(part.id, &tokens);
+            self.cells.accept(&part, &running(&self.scheduler), gets - 1);
             *computed = *computed + gets - 1;
             *generated += gets;
         }
@@ -180,6 +192,7 @@ impl Play {
             }
         }
         assert_eq!(references, self.scheduler.pool.references(), "what runs is what is used");
+        self.cells.check(&self.scheduler);
         assert_eq!(self.scheduler.running() + self.scheduler.waiting(), self.progress.len());
     }
 
@@ -333,6 +346,28 @@ fn a_later_turn_finds_the_earlier_ones_and_a_scored_prompt_does_not_look() {
     );
 }
 
+/// Conversations take turns; together they are three times as long as the cache.
+#[test]
+fn turns_of_more_conversations_than_the_device_holds_are_found_on_the_host() {
+    let cached = |host: usize| {
+        let mut play = Play::with_host(limits(1, 64, 9), 5, host, 4);
+        let mut found = Vec::new();
+        for turn in 0..12 {
+            play.enqueue(Wish::new(13, 2).of_family(turn % 4));
+            let parts = play.scheduler.plan();
+            play.cells.make(&play.scheduler.take_moves());
+            found.push(parts[0].cached);
+            parts.into_iter().for_each(|part| play.feed(part));
+            play.finish();
+        }
+        (found.split_off(4), play.scheduler.pool.moved())
+    };
+    assert_eq!(cached(0).0, [0; 8]);
+    let (found, (out, back)) = cached(8);
+    assert_eq!(found, [12; 8], "all but the last, partial block");
+    assert!(out > back && back >= 8 * 3, "{out} out, {back} back");
+}
+
 #[test]
 fn what_a_failed_step_left_behind_is_not_shared() {
     let mut play = Play::new(limits(2, 64, 9), 100, 4);
@@ -364,12 +399,13 @@ fn every_small_schedule_finishes() {
     let mut schedules = 0;
     for (seqs, tokens, blocks, block_tokens) in [(1, 1, 4, 1), (2, 3, 5, 1), (3, 8, 3, 2), (2, 2, 1, 4)] {
         for code in 0..shapes.len().pow(3) * 3 * 3 * 8 * 2 {
+            let host = [0, 1, blocks][code / 7 % 3];
             let mut code = code;
             let mut digit = |base: usize| (code % base, code /= base).0;
             let kinds = [digit(shapes.len()), digit(shapes.len()), digit(shapes.len())];
             let (pause_1, pause_2, cancel_at) = (digit(3), digit(3), digit(8));
             let family = digit(2) as u32;
-            let mut play = Play::new(limits(seqs, tokens, 3), blocks, block_tokens);
+            let mut play = Play::with_host(limits(seqs, tokens, 3), blocks, host, block_tokens);
             play.guesses.most = seqs - 1;
             play.enqueue(wish(kinds[0]));
             play.steps(pause_1);
@@ -418,9 +454,11 @@ proptest! {
         spare_blocks in 0..20usize,
         block_tokens in 1..9usize,
         guesses in 0..5usize,
+        host in 0..30usize,
     ) {
         let blocks = 64usize.div_ceil(block_tokens) + spare_blocks;
-        let mut play = Play::new(limits(max_seqs, max_seqs + spare_tokens, max_waiting), blocks, block_tokens);
+        let limits = limits(max_seqs, max_seqs + spare_tokens, max_waiting);
+        let mut play = Play::with_host(limits, blocks, host, block_tokens);
         play.guesses.most = guesses;
         for m in moves {
             match m {

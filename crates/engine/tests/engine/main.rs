@@ -6,6 +6,7 @@ mod embedding;
 mod fixtures;
 mod formats;
 mod generation;
+mod host_tier;
 mod invariance;
 mod scoring;
 mod speculation;

@@ -8,10 +8,12 @@ use crate::open::Model;
 use crate::tiers::Tiers;
 use crate::ui::{Report, Ui, bytes};
 use crate::{machine, probe};
+use anyhow::Context;
 use hearth_engine::footprint::{self, Wishes};
 use hearth_engine::forecast::{Speeds, Step};
 use hearth_engine::{Activations, Arithmetic, EngineConfig, WeightPlan};
-use hearth_memory::{Budget, Charge, Kind, Ledger, Tier};
+use hearth_kernels::paged::KV_BLOCK;
+use hearth_memory::{Budget, Charge, Kind, Ledger, Size, Tier};
 use hearth_weights::ModelFiles;
 use serde::Serialize;
 use std::path::Path;
@@ -41,6 +43,8 @@ pub struct ServeReport {
     /// The largest batch that it holds with 512 tokens behind each sequence, within the batch's limit: what clients together
     /// get where there are enough of them.
     pub crowd: Forecast,
+    /// Tokens besides whose keys and values host memory keeps when the device has no room for them.
+    pub kv_host_tokens: usize,
     /// Tokens per second of one sequence.
     pub tok_s: f64,
     /// What one sequence's step waits for.
@@ -105,6 +109,8 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
     let model = Model::open_adapted(path, None, ui)?;
     let ledger = Ledger::new(budget);
     let arithmetic = Arithmetic { activations: Activations::Int8, kv_type: args.kv_dtype };
+    let kv_host_bytes = args.kv_host.map_or(0, Size::bytes);
+    let evicted = ledger.charge(Tier::Host, Kind::KvCache, kv_host_bytes).context("--kv-host")?;
     let draft = args.draft.as_deref().map(|path| Draft::plan(path, arithmetic, &ledger, ui)).transpose()?;
     let default = EngineConfig::default();
     let serving = EngineConfig { max_seqs: args.max_seqs.unwrap_or(default.max_seqs), ..default };
@@ -115,12 +121,15 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
     let plan = WeightPlan::aimed(&model.files, arithmetic, aim, &ledger)?;
     let charges = charge(&plan, &ledger)?;
     let draft = draft.map(Draft::with_the_other_placed);
+    drop(evicted);
+    ledger.reset_peaks();
     let guesses = draft.as_ref().map(|d| (&d.files.config, d.plan.kv_type));
     let wishes = Wishes {
         max_seqs: serving.max_seqs,
         max_batch_tokens: serving.max_batch_tokens,
         context_limit: None,
         kv_bytes: None,
+        kv_host_bytes,
         kv_type: plan.kv_type,
         adapter_rank: 0,
         adapter_bytes: 0,
@@ -134,13 +143,14 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
     let _serving = [
         ledger.charge(Tier::Device, Kind::KvCache, grant.blocks as u64 * block)?,
         ledger.charge(Tier::Device, Kind::Activations, working)?,
+        ledger.charge(Tier::Host, Kind::KvCache, grant.host_blocks as u64 * block)?,
     ];
     let speeds = speeds(plan.placement.count(Tier::Nvme) > 0, &model.files, args.measure, ui)?;
     let weights = plan.fixed + plan.blocks.iter().map(|b| b.packed).sum::<u64>();
     let load = footprint::load(config, plan.kv_type, weights, CONTEXT)?;
     let nvme = plan.placement.bytes(Tier::Nvme, &plan.blocks);
     let forecast = |batch| Forecast::from(load.step(batch, nvme, speeds));
-    let kv_tokens = grant.blocks * hearth_kernels::paged::KV_BLOCK;
+    let kv_tokens = grant.blocks * KV_BLOCK;
     let batches: Vec<Forecast> = BATCHES.into_iter().map(forecast).collect();
     let count = |tier| plan.placement.count(tier);
     let report = ServeReport {
@@ -152,6 +162,7 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
         look_ahead: plan.look_ahead,
         kv_tokens,
         crowd: forecast((kv_tokens / CONTEXT).clamp(1, serving.max_seqs) as u64),
+        kv_host_tokens: grant.host_blocks * KV_BLOCK,
         tok_s: batches[0].tok_s,
         bound_by: batches[0].bound_by,
         batches,
@@ -232,7 +243,10 @@ impl Report for ServeReport {
                 used.by_kind.iter().map(|(kind, size)| format!("{kind} {}", bytes(*size))).collect();
             lines.push(format!("{:8}{:>12}  {}", tier.name(), bytes(used.peak_bytes), parts.join(", ")));
         }
-        lines.push(format!("KV cache for {} tokens", self.kv_tokens));
+        lines.push(match self.kv_host_tokens {
+            0 => format!("KV cache for {} tokens", self.kv_tokens),
+            host => format!("KV cache for {} tokens, and for {host} more on the host", self.kv_tokens),
+        });
         let line =
             |f: &Forecast| format!("batch {:2}: {:10.2} tok/s, bound by {}", f.batch, f.tok_s, f.bound_by);
         lines.extend(self.batches.iter().map(line));
