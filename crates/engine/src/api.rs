@@ -99,6 +99,8 @@ pub struct TokenLogprobs {
     pub token: u32,
     /// Its natural-log probability under the raw (temperature 1, unfiltered) distribution.
     pub logprob: f32,
+    /// Its place among all tokens by likelihood, from 1; among equals the lower id comes first.
+    pub rank: usize,
     /// Most likely tokens, best first.
     pub top: Vec<(u32, f32)>,
 }

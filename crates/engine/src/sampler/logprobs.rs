@@ -52,6 +52,14 @@ impl<'a> LogSoftmax<'a> {
     /// A token's report with `count` alternatives. Both figures come from the same expression, so a token among
     /// the alternatives has the same float in both places: harnesses compare them for equality.
     pub fn report(&self, token: u32, count: usize) -> TokenLogprobs {
-        TokenLogprobs { token, logprob: self.of(token) as f32, top: self.top(count) }
+        let (logprob, rank) = (self.of(token) as f32, self.rank(token));
+        TokenLogprobs { token, logprob, rank, top: self.top(count) }
+    }
+
+    /// A token's place in [`top`](Self::top) of all tokens, counted from 1.
+    fn rank(&self, token: u32) -> usize {
+        let (own, before) = (self.logits[token as usize], token as usize);
+        let better = |(id, x): (usize, &f32)| *x > own || (*x == own && id < before);
+        1 + self.logits.iter().enumerate().filter(|row| better(*row)).count()
     }
 }

@@ -12,11 +12,13 @@ pub(crate) use task::{Sequence, Updates, start};
 pub(crate) use text::ScoredToken;
 
 use crate::error::ApiError;
-use hearth_engine::api::FinishReason;
+use hearth_engine::api::{FinishReason, TokenLogprobs};
 
-/// What a sequence's task reports, in order: `Echo?`, `Piece*`, then a piece with `finish`, or `Failed`.
+/// What a sequence's task reports, in order: `Scored?`, `Echo?`, `Piece*`, then a piece with `finish`, or `Failed`.
 #[derive(Debug)]
 pub(crate) enum Update {
+    /// Log-probabilities of the prompt's tokens; the first has none.
+    Scored(Vec<Option<TokenLogprobs>>),
     /// The prompt.
     Echo(Echo),
     /// Newly shown text.

@@ -23,6 +23,8 @@ pub(crate) struct Sequence {
     pub(crate) request: Request,
     /// Begin with the prompt.
     pub(crate) echo: bool,
+    /// Report the prompt's log-probabilities with this many alternatives.
+    pub(crate) prompt_logprobs: Option<usize>,
     /// The prompt in the client's words.
     pub(crate) prompt_text: Option<String>,
     pub(crate) stops: Vec<String>,
@@ -214,9 +216,17 @@ impl Task {
         logprobs: Vec<Option<TokenLogprobs>>,
     ) -> Result<(), ApiError> {
         let prompt = &sequence.request.prompt;
+        if let Some(most) = sequence.prompt_logprobs {
+            self.out.send(Update::Scored(with_at_most(most, logprobs.clone())));
+        }
         if !sequence.echo {
             return text.skip_prompt(prompt).map_err(internal);
         }
+        // What was scored for another reason is not shown here.
+        let logprobs = match sequence.request.logprobs {
+            Some(most) => with_at_most(most, logprobs),
+            None => Vec::new(),
+        };
         let echo = text.echo(prompt, sequence.prompt_text.as_deref(), logprobs).map_err(internal)?;
         self.out.send(Update::Echo(echo));
         Ok(())
@@ -248,6 +258,12 @@ impl Task {
         self.timing.finished(finish.reason);
         self.out.send(Update::Piece(Piece { finish: Some(finish), ..piece }));
     }
+}
+
+/// The reports with so many alternatives: a prompt is scored once, for whoever wants most.
+fn with_at_most(most: usize, mut rows: Vec<Option<TokenLogprobs>>) -> Vec<Option<TokenLogprobs>> {
+    rows.iter_mut().flatten().for_each(|row| row.top.truncate(most));
+    rows
 }
 
 /// Completes when the request has taken too long, with the limit.

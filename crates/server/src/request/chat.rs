@@ -1,8 +1,7 @@
 //! `POST /v1/chat/completions`.
 
-use super::completions::MOST_LOGPROBS;
 use super::fields::{Fields, describe};
-use super::options::Options;
+use super::options::{MOST_LOGPROBS, Options};
 use super::prompt;
 use crate::error::{ApiError, excerpt};
 use crate::state::Service;

@@ -1,12 +1,10 @@
 //! `POST /v1/completions`.
 
 use super::fields::Fields;
-use super::options::Options;
+use super::options::{MOST_LOGPROBS, Options};
 use super::prompt::{self, Prompt};
 use crate::error::ApiError;
 
-/// Most alternatives per position.
-pub(crate) const MOST_LOGPROBS: usize = 20;
 /// Tokens generated when the request does not say.
 pub(crate) const DEFAULT_MAX_TOKENS: usize = 16;
 
@@ -229,6 +227,10 @@ mod tests {
             ),
             (r#"{"prompt": "x", "logprobs": 21}"#, Some("logprobs"), "from 0 to 20"),
             (r#"{"prompt": "x", "logprobs": true}"#, Some("logprobs"), "true"),
+            (r#"{"prompt": "x", "prompt_logprobs": -1}"#, Some("prompt_logprobs"), "from 0 to 20"),
+            (r#"{"prompt": "x", "prompt_logprobs": 21}"#, Some("prompt_logprobs"), "21"),
+            (r#"{"prompt": "x", "prompt_logprobs": "1"}"#, Some("prompt_logprobs"), "an integer"),
+            (r#"{"prompt": "x", "prompt_logprobs": 0, "stream": true}"#, Some("prompt_logprobs"), "streamed"),
             (r#"{"prompt": "x", "response_format": {"type": "xml"}}"#, Some("response_format"), "xml"),
         ] {
             let error = parse(body.as_bytes(), VOCAB).expect_err(body);

@@ -10,6 +10,8 @@ use std::hash::{BuildHasher, RandomState};
 
 /// Most choices per prompt.
 pub(crate) const MOST_CHOICES: usize = 128;
+/// Most alternatives per position.
+pub(crate) const MOST_LOGPROBS: usize = 20;
 /// Most stop strings, and their longest length in bytes: each generated token is compared with all of them.
 const MOST_STOPS: usize = 32;
 const LONGEST_STOP: usize = 512;
@@ -34,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) skip_special_tokens: bool,
     /// Give token ids beside the text.
     pub(crate) return_token_ids: bool,
+    /// Report each prompt token's log-probability, and those of this many alternatives.
+    pub(crate) prompt_logprobs: Option<usize>,
     /// How the request stands in the queue.
     pub(crate) standing: Standing,
     /// `None` = one JSON answer.
@@ -52,6 +56,7 @@ pub(crate) struct StreamOptions {
 impl Options {
     /// Takes the common fields out of a request.
     pub(crate) fn take(fields: &mut Fields, vocab_size: usize) -> Result<Self, ApiError> {
+        let stream = stream(fields)?;
         Ok(Self {
             sampling: sampling(fields, vocab_size)?,
             n: fields.integer("n", 1..=MOST_CHOICES as i64)?.map_or(1, |n| n as usize),
@@ -62,8 +67,9 @@ impl Options {
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             skip_special_tokens: fields.boolean("skip_special_tokens")?.unwrap_or(true),
             return_token_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
+            prompt_logprobs: prompt_logprobs(fields, stream.is_some())?,
             standing: standing(fields)?,
-            stream: stream(fields)?,
+            stream,
         })
     }
 
@@ -128,6 +134,15 @@ fn sampling(fields: &mut Fields, vocab_size: usize) -> Result<Sampling, ApiError
         min_tokens: fields.count("min_tokens", usize::MAX)?.unwrap_or(0),
         grammar: None,
     })
+}
+
+fn prompt_logprobs(fields: &mut Fields, streams: bool) -> Result<Option<usize>, ApiError> {
+    let count = fields.count("prompt_logprobs", MOST_LOGPROBS)?;
+    if count.is_some() && streams {
+        let message = "\"prompt_logprobs\" cannot be streamed; leave \"stream\" out";
+        return Err(fields.refuse("prompt_logprobs", message));
+    }
+    Ok(count)
 }
 
 fn logit_bias(fields: &mut Fields, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {

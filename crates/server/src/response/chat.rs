@@ -103,6 +103,7 @@ impl Shape for ChatShape {
 
     fn answer(mut self, sequences: Vec<Outcome>, usage: &Usage) -> Value {
         let mut choices = Vec::with_capacity(sequences.len());
+        let mut scored = None;
         for (index, outcome) in sequences.into_iter().enumerate() {
             let mut message = json!({"role": "assistant", "content": outcome.text, "refusal": null});
             if let Some(calls) = self.calls.get_mut(index) {
@@ -117,8 +118,12 @@ impl Shape for ChatShape {
             });
             self.add_ids(&mut choice, &outcome.tokens);
             choices.push(choice);
+            scored = scored.or(outcome.scored);
         }
         let mut answer = self.envelope("chat.completion", choices);
+        if let Some(rows) = scored {
+            answer["prompt_logprobs"] = logprobs::prompt(self.service.tokenizer.as_ref(), &rows);
+        }
         answer["usage"] = usage.json();
         answer
     }

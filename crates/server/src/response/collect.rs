@@ -3,10 +3,13 @@
 use super::usage::Usage;
 use crate::error::ApiError;
 use crate::generation::{Echo, Finish, ScoredToken, Update, Updates};
+use hearth_engine::api::TokenLogprobs;
 
 /// One finished sequence.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
+    /// Log-probabilities of the prompt.
+    pub(crate) scored: Option<Vec<Option<TokenLogprobs>>>,
     pub(crate) echo: Option<Echo>,
     pub(crate) text: String,
     pub(crate) tokens: Vec<ScoredToken>,
@@ -25,6 +28,7 @@ pub(crate) async fn collect(
     let mut outcomes: Vec<Outcome> = (0..sequences).map(|_| Outcome::default()).collect();
     while let Some((index, update)) = updates.recv().await {
         match update {
+            Update::Scored(rows) => outcomes[index].scored = Some(rows),
             Update::Echo(echo) => outcomes[index].echo = Some(echo),
             Update::Piece(piece) => {
                 usage.note(index, &piece);

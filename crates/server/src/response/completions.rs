@@ -70,6 +70,9 @@ impl Shape for CompletionShape {
             tokens.extend_from_slice(&outcome.tokens);
             let mut choice = self.choice(index, &text, &tokens, finish);
             self.add_ids(&mut choice, &outcome.tokens);
+            if let Some(rows) = outcome.scored {
+                choice["prompt_logprobs"] = logprobs::prompt(self.service.tokenizer.as_ref(), &rows);
+            }
             choice
         });
         let mut answer = self.envelope(choices.collect());

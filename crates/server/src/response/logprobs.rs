@@ -1,7 +1,8 @@
-//! Log-probabilities: parallel arrays in completions, a list of objects in chat.
+//! Log-probabilities: parallel arrays in completions, a list of objects in chat, and vLLM's maps for prompts.
 
 use crate::generation::ScoredToken;
 use hearth_data::Tokenizer;
+use hearth_engine::api::TokenLogprobs;
 use serde_json::{Map, Value, json};
 
 /// JSON has no infinity; a token that cannot come gets what other servers write.
@@ -65,13 +66,28 @@ pub(crate) fn chat(tokenizer: Option<&Tokenizer>, tokens: &[ScoredToken]) -> Val
     json!({"content": content, "refusal": null})
 }
 
+/// vLLM's `prompt_logprobs`: per position a map from token id to figures, `null` for the first.
+pub(crate) fn prompt(tokenizer: Option<&Tokenizer>, rows: &[Option<TokenLogprobs>]) -> Value {
+    let entry = |id: u32, logprob: f32, rank: usize| {
+        let figures = json!({"logprob": number(logprob), "rank": rank, "decoded_token": text(tokenizer, id)});
+        (id.to_string(), figures)
+    };
+    let row = |scored: &TokenLogprobs| -> Map<String, Value> {
+        let own = entry(scored.token, scored.logprob, scored.rank);
+        let top = scored.top.iter().enumerate().map(|(i, &(id, logprob))| entry(id, logprob, i + 1));
+        std::iter::once(own).chain(top).collect()
+    };
+    rows.iter().map(|scored| scored.as_ref().map(row)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hearth_engine::api::TokenLogprobs;
 
     fn scored(id: u32, logprob: f32, top: &[(u32, f32)]) -> ScoredToken {
-        ScoredToken { id, offset: 0, logprobs: Some(TokenLogprobs { token: id, logprob, top: top.to_vec() }) }
+        let rank = 1 + top.iter().filter(|(_, other)| *other > logprob).count();
+        let logprobs = Some(TokenLogprobs { token: id, logprob, rank, top: top.to_vec() });
+        ScoredToken { id, offset: 0, logprobs }
     }
 
     #[test]
@@ -89,6 +105,22 @@ mod tests {
     fn the_token_itself_is_added_to_its_alternatives() {
         let json = legacy(None, &[scored(7, -3.0, &[(5, -0.5)])]);
         assert_eq!(json["top_logprobs"][0], json!({"token_id:5": -0.5, "token_id:7": -3.0}));
+    }
+
+    #[test]
+    fn a_prompt_s_figures_are_maps_with_the_token_itself_and_its_rank() {
+        let row = |token, logprob, rank, top: &[(u32, f32)]| {
+            Some(TokenLogprobs { token, logprob, rank, top: top.to_vec() })
+        };
+        let rows = [None, row(7, -3.0, 9, &[(5, -0.5)]), row(5, -0.5, 1, &[(5, -0.5)]), row(2, -1.5, 2, &[])];
+        let figures = |logprob: f32, rank: usize, text: &str| json!({"logprob": logprob, "rank": rank, "decoded_token": text});
+        let expected = json!([
+            null,
+            {"7": figures(-3.0, 9, "token_id:7"), "5": figures(-0.5, 1, "token_id:5")},
+            {"5": figures(-0.5, 1, "token_id:5")},
+            {"2": figures(-1.5, 2, "token_id:2")},
+        ]);
+        assert_eq!(prompt(None, &rows), expected);
     }
 
     #[test]

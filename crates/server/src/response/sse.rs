@@ -55,6 +55,8 @@ impl<S: Shape> Writer<S> {
 
     fn take(&mut self, index: usize, update: Update) {
         let chunk = match update {
+            // Refused with streams.
+            Update::Scored(_) => None,
             Update::Echo(echo) => Some(self.shape.echo_chunk(index, &echo)),
             Update::Piece(piece) => {
                 self.usage.note(index, &piece);

@@ -114,12 +114,13 @@ fn sequence(
         sampling: options.sampling_of(index),
         // The best are found by their log-probabilities.
         logprobs: request.logprobs.or((request.best_of > options.n).then_some(0)),
-        prompt_logprobs: request.logprobs.filter(|_| request.echo),
+        prompt_logprobs: options.prompt_logprobs.max(request.logprobs.filter(|_| request.echo)),
         adapter: None,
     };
     Sequence {
         request: request_to_engine,
         echo: request.echo,
+        prompt_logprobs: options.prompt_logprobs,
         prompt_text: None,
         stops: options.stop.clone(),
         include_stop: options.include_stop,

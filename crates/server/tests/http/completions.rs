@@ -54,6 +54,34 @@ fn text_and_its_ids_give_the_same_completion() {
     assert_eq!(choices[2]["index"], 2);
 }
 
+/// vLLM's field and the arrays of `echo` are two ways to write one computation, whatever else is asked for.
+#[test]
+fn prompt_logprobs_are_those_of_echo() {
+    let ids = [5, 6, 7, 40, 5, 6];
+    let body = json!({"prompt": ids, "max_tokens": 0, "echo": true, "logprobs": 2, "temperature": 0});
+    let echo = Server::shared().ok(PATH, &body)["choices"][0]["logprobs"].clone();
+    for (alternatives, also_echo) in [(0, false), (2, false), (5, true), (1, true)] {
+        let mut asked = if also_echo { body.clone() } else { json!({"prompt": ids, "max_tokens": 1}) };
+        asked["prompt_logprobs"] = alternatives.into();
+        let answer = Server::shared().ok(PATH, &asked);
+        let choice = &answer["choices"][0];
+        if also_echo {
+            assert_eq!(choice["logprobs"], echo, "what echo shows is its own");
+        }
+        let rows = choice["prompt_logprobs"].as_array().unwrap();
+        assert_eq!((rows.len(), &rows[0]), (ids.len(), &Value::Null));
+        for (i, row) in rows.iter().enumerate().skip(1) {
+            let own = &row[ids[i].to_string()];
+            assert_eq!(own["logprob"], echo["token_logprobs"][i]);
+            assert_eq!(own["decoded_token"], echo["tokens"][i]);
+            let rank = own["rank"].as_u64().unwrap();
+            let entries = row.as_object().unwrap().len() as u64;
+            assert_eq!(entries, alternatives + u64::from(rank > alternatives), "position {i}: {row}");
+        }
+        assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    }
+}
+
 #[test]
 fn max_tokens_is_sixteen_when_not_said() {
     let answer = Server::shared().ok(PATH, &json!({"prompt": [5, 6], "ignore_eos": true}));

@@ -17,6 +17,10 @@ pub fn conforms(schema: &str, value: &Value) {
     assert!(errors.is_empty(), "{schema}: {errors:#?} in\n{value:#}");
 }
 
+fn may_stream(body: &Value) -> bool {
+    ["best_of", "prompt_logprobs"].iter().all(|field| body.get(field).is_none())
+}
+
 /// Sends a request that the document must describe, and holds the answer against it.
 fn check(path: &str, body: Value) {
     let operation = &document()["paths"][path]["post"];
@@ -25,7 +29,7 @@ fn check(path: &str, body: Value) {
     let content = &operation["responses"]["200"]["content"];
     let answer = Server::shared().ok(path, &body);
     conforms(&name(&content["application/json"]["schema"]), &answer);
-    if let Some(chunk) = content.get("text/event-stream").filter(|_| body.get("best_of").is_none()) {
+    if let Some(chunk) = content.get("text/event-stream").filter(|_| may_stream(&body)) {
         for value in Server::shared().stream(path, &body) {
             conforms(&name(&chunk["schema"]), &value);
         }
@@ -45,6 +49,7 @@ fn answers_and_chunks_are_as_described() {
         path,
         json!({"prompt": ["a", "b"], "best_of": 3, "stop": ["x"], "min_tokens": 1, "logit_bias": {"5": 1}}),
     );
+    check(path, json!({"prompt": ["Hello!", "x"], "n": 2, "prompt_logprobs": 3, "max_tokens": 1}));
     check(path, json!({"prompt": [5], "guided_json": {"type": "integer", "maximum": 9, "minimum": 0}}));
     let path = "/v1/chat/completions";
     let messages = json!([{"role": "user", "content": "hi"}]);
@@ -55,6 +60,7 @@ fn answers_and_chunks_are_as_described() {
         "ignore_eos": true, "return_token_ids": true, "stream_options": {"include_usage": true}}),
     );
     check(path, json!({"messages": messages, "response_format": {"type": "json_object"}, "max_tokens": 20}));
+    check(path, json!({"messages": messages, "prompt_logprobs": 0, "max_tokens": 2, "n": 2}));
     check("/v1/embeddings", json!({"input": ["a", "b"], "dimensions": 3}));
     check("/v1/embeddings", json!({"input": [5, 6], "encoding_format": "base64", "pooling": "last"}));
     check("/tokenize", json!({"prompt": "Hello!", "return_token_strs": true}));
