@@ -101,6 +101,7 @@ class Setting:
 
     def decode(self, batch: int) -> Sample:
         """Tokens a second of `batch` sequences together."""
+        forget(self.bundle)
         sizes = ["--context", 16, "--batch", batch, "-n", self.tokens, "--repeat", 1, "--json"]
         words = ["bench", "decode", self.bundle, "--memory", self.memory, *sizes]
         done = self.limit.run([self.asked.hearth.binary, *words, "--threads", self.asked.threads])
