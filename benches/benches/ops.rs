@@ -1,10 +1,12 @@
 //! How long the fused ops take at the shapes of a training step (4 × 256 tokens of SmolLM2-135M), at every instruction
 //! set this CPU has: `cargo bench --package hearth-benches --bench ops`.
+use hearth_kernels::cpu::activation::{Activation, activate, activate_backward, gated, gated_backward};
 use hearth_kernels::cpu::attention::AttentionSpec;
 use hearth_kernels::cpu::attention_backward::{Gradients, Inputs, Shape, attend_backward};
 use hearth_kernels::cpu::attention_paged::{Blocks, Scratch, attend};
 use hearth_kernels::cpu::gemm::Elems;
 use hearth_kernels::cpu::kv::KvLayout;
+use hearth_kernels::cpu::layer_norm::{layer_norm, layer_norm_backward};
 use hearth_kernels::cpu::loss::{HeadWeights, Problem, cross_entropy};
 use hearth_kernels::cpu::pointwise;
 use hearth_kernels::cpu::rope::{RotaryTable, rope};
@@ -41,8 +43,20 @@ fn main() {
         };
         report("rms_norm", &mut || drop(black_box(pointwise::rms_norm(&x, &w, 1e-5))));
         report("rms_norm backward", &mut || drop(black_box(pointwise::rms_norm_backward(&x, &w, 1e-5, &dy))));
-        report("swiglu", &mut || drop(black_box(pointwise::swiglu(&gate, &up))));
-        report("swiglu backward", &mut || drop(black_box(pointwise::swiglu_backward(&gate, &up, &gate))));
+        report("layer_norm", &mut || drop(black_box(layer_norm(&x, &w, &w, 1e-5))));
+        report("layer_norm backward", &mut || drop(black_box(layer_norm_backward(&x, &w, 1e-5, &dy))));
+        for (name, activation) in
+            [("silu", Activation::Silu), ("gelu", Activation::Gelu), ("gelu tanh", Activation::GeluTanh)]
+        {
+            report(name, &mut || drop(black_box(activate(activation, &gate))));
+            report(&format!("{name} backward"), &mut || {
+                drop(black_box(activate_backward(activation, &gate, &up)));
+            });
+            report(&format!("{name} gate"), &mut || drop(black_box(gated(activation, &gate, &up))));
+            report(&format!("{name} gate backward"), &mut || {
+                drop(black_box(gated_backward(activation, &gate, &up, &gate)));
+            });
+        }
         report("rope", &mut || drop(black_box(rope(&q, HEADS, &table, false))));
         report("attention", &mut || {
             let mut y = vec![0.0; q.len()];

@@ -1,5 +1,6 @@
 //! Hand-written backward passes of the ops.
 
+use crate::cpu::activation::Activation;
 use crate::cpu::attention::AttentionSpec;
 use crate::cpu::packed::PackedMatrix;
 use crate::cpu::rope::RotaryTable;
@@ -44,6 +45,36 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
                 prep.finish(state, B::rms_norm(x.into_primitive(), w.into_primitive(), eps))
             }
             OpsKind::UnTracked(prep) => prep.finish(B::rms_norm(x.into_primitive(), w.into_primitive(), eps)),
+        }
+    }
+
+    fn layer_normalize(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct LayerNorm;
+        impl<B: FusedOps> Backward<B, 3> for LayerNorm {
+            type State = (NodeId, NodeId, f32);
+            fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, saved: &mut Checkpointer) {
+                let (x, w, eps) = ops.state;
+                let (x, w) = (saved.retrieve_node_output(x), saved.retrieve_node_output(w));
+                let (dx, dw, db) = B::layer_normalize_backward(x, w, eps, grads.consume::<B>(&ops.node));
+                register!(grads, ops, [dx, dw, db]);
+            }
+        }
+        match LayerNorm.prepare::<C>([x.node(), w.node(), b.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&x), prep.checkpoint(&w), eps);
+                let (x, w, b) = (x.into_primitive(), w.into_primitive(), b.into_primitive());
+                prep.finish(state, B::layer_normalize(x, w, b, eps))
+            }
+            OpsKind::UnTracked(prep) => {
+                let (x, w, b) = (x.into_primitive(), w.into_primitive(), b.into_primitive());
+                prep.finish(B::layer_normalize(x, w, b, eps))
+            }
         }
     }
 
@@ -114,46 +145,70 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         }
     }
 
-    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn activate(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
         #[derive(Debug)]
-        struct SwiGlu;
-        impl<B: FusedOps> Backward<B, 2> for SwiGlu {
-            type State = (NodeId, NodeId);
-            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, saved: &mut Checkpointer) {
-                let (gate, up) = ops.state;
-                let (gate, up) = (saved.retrieve_node_output(gate), saved.retrieve_node_output(up));
-                let (dgate, dup) = B::swiglu_backward(gate, up, grads.consume::<B>(&ops.node));
-                register!(grads, ops, [dgate, dup]);
+        struct Activate;
+        impl<B: FusedOps> Backward<B, 1> for Activate {
+            type State = (NodeId, Activation);
+            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, saved: &mut Checkpointer) {
+                let (x, activation) = ops.state;
+                let (x, dy) = (saved.retrieve_node_output(x), grads.consume::<B>(&ops.node));
+                register!(grads, ops, [B::activate_backward(x, activation, dy)]);
             }
         }
-        match SwiGlu.prepare::<C>([gate.node(), up.node()]).compute_bound().stateful() {
+        match Activate.prepare::<C>([x.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&gate), prep.checkpoint(&up));
-                prep.finish(state, B::swiglu(gate.into_primitive(), up.into_primitive()))
+                let state = (prep.checkpoint(&x), activation);
+                prep.finish(state, B::activate(x.into_primitive(), activation))
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::swiglu(gate.into_primitive(), up.into_primitive())),
+            OpsKind::UnTracked(prep) => prep.finish(B::activate(x.into_primitive(), activation)),
         }
     }
 
-    fn swiglu_project(
+    fn gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Gated;
+        impl<B: FusedOps> Backward<B, 2> for Gated {
+            type State = (NodeId, NodeId, Activation);
+            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, saved: &mut Checkpointer) {
+                let (gate, up, activation) = ops.state;
+                let (gate, up) = (saved.retrieve_node_output(gate), saved.retrieve_node_output(up));
+                let (dgate, dup) = B::gated_backward(gate, up, activation, grads.consume::<B>(&ops.node));
+                register!(grads, ops, [dgate, dup]);
+            }
+        }
+        match Gated.prepare::<C>([gate.node(), up.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&gate), prep.checkpoint(&up), activation);
+                prep.finish(state, B::gated(gate.into_primitive(), up.into_primitive(), activation))
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::gated(gate.into_primitive(), up.into_primitive(), activation))
+            }
+        }
+    }
+
+    fn gated_project(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         w: FloatTensor<Self>,
+        activation: Activation,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
-        struct SwiGluLinear;
-        impl<B: FusedOps> Backward<B, 3> for SwiGluLinear {
-            type State = [NodeId; 3];
+        struct GatedLinear;
+        impl<B: FusedOps> Backward<B, 3> for GatedLinear {
+            type State = ([NodeId; 3], Activation);
             fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, saved: &mut Checkpointer) {
                 let dy = grads.consume::<B>(&ops.node);
-                let [gate, up, w]: [FloatTensor<B>; 3] = ops.state.map(|id| saved.retrieve_node_output(id));
+                let (ids, activation) = ops.state;
+                let [gate, up, w]: [FloatTensor<B>; 3] = ids.map(|id| saved.retrieve_node_output(id));
                 let [gate_node, up_node, w_node] = ops.parents;
                 if let Some(node) = w_node {
-                    let gated = B::swiglu(gate.clone(), up.clone());
+                    let gated = B::gated(gate.clone(), up.clone(), activation);
                     grads.register::<B>(node.id, B::project_backward_w(gated, dy.clone()));
                 }
                 if gate_node.is_some() || up_node.is_some() {
-                    let (dgate, dup) = B::swiglu_backward(gate, up, B::project_backward_x(w, dy));
+                    let (dgate, dup) = B::gated_backward(gate, up, activation, B::project_backward_x(w, dy));
                     for (node, gradient) in [(gate_node, dgate), (up_node, dup)] {
                         if let Some(node) = node {
                             grads.register::<B>(node.id, gradient);
@@ -162,15 +217,15 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
                 }
             }
         }
-        match SwiGluLinear.prepare::<C>([gate.node(), up.node(), w.node()]).compute_bound().stateful() {
+        match GatedLinear.prepare::<C>([gate.node(), up.node(), w.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
-                let state = [&gate, &up, &w].map(|x| prep.checkpoint(x));
+                let state = ([&gate, &up, &w].map(|x| prep.checkpoint(x)), activation);
                 let (gate, up) = (gate.into_primitive(), up.into_primitive());
-                prep.finish(state, B::swiglu_project(gate, up, w.into_primitive()))
+                prep.finish(state, B::gated_project(gate, up, w.into_primitive(), activation))
             }
             OpsKind::UnTracked(prep) => {
                 let (gate, up) = (gate.into_primitive(), up.into_primitive());
-                prep.finish(B::swiglu_project(gate, up, w.into_primitive()))
+                prep.finish(B::gated_project(gate, up, w.into_primitive(), activation))
             }
         }
     }
@@ -311,6 +366,15 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         unreachable!("{SECOND_ORDER}")
     }
 
+    fn layer_normalize_backward(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: f32,
+        _: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("{SECOND_ORDER}")
+    }
+
     fn project_backward_x(_: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
         unreachable!("{SECOND_ORDER}")
     }
@@ -323,9 +387,14 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         unreachable!("{SECOND_ORDER}")
     }
 
-    fn swiglu_backward(
+    fn activate_backward(_: FloatTensor<Self>, _: Activation, _: FloatTensor<Self>) -> FloatTensor<Self> {
+        unreachable!("{SECOND_ORDER}")
+    }
+
+    fn gated_backward(
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
+        _: Activation,
         _: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("{SECOND_ORDER}")

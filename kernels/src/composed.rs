@@ -2,6 +2,7 @@
 //! runs. Written for clarity: attention here does hold rows × rows scores, the loss does hold all logits, packed
 //! matrices are decoded whole.
 
+use crate::cpu::activation::Activation;
 use crate::cpu::attention::AttentionSpec;
 use crate::cpu::packed::PackedMatrix;
 use crate::cpu::pointwise;
@@ -27,6 +28,9 @@ impl<B: FusedOps> X<B> {
     fn host_like(values: &[f32], shape: &[usize], like: &FloatTensor<B>) -> Self {
         let x = Self::host(values, shape, &like.device());
         Self(B::float_cast(x.0, FloatDType::from(like.dtype())))
+    }
+    fn in_precision_of(self, like: &FloatTensor<B>) -> Self {
+        Self(B::float_cast(self.0, FloatDType::from(like.dtype())))
     }
     fn dims(&self) -> Vec<usize> {
         self.0.shape().to_vec()
@@ -68,6 +72,12 @@ impl<B: FusedOps> X<B> {
     fn exp(self) -> Self {
         Self(B::float_exp(self.0))
     }
+    fn erf(self) -> Self {
+        Self(B::float_erf(self.0))
+    }
+    fn tanh(self) -> Self {
+        Self(B::float_tanh(self.0))
+    }
     fn log(self) -> Self {
         Self(B::float_log(self.0))
     }
@@ -100,7 +110,8 @@ fn inverse_rms<B: FusedOps>(x: &X<B>, eps: f32) -> X<B> {
 }
 
 pub(crate) fn rms_norm<B: FusedOps>(x: FloatTensor<B>, w: FloatTensor<B>, eps: f32) -> FloatTensor<B> {
-    let (x, w) = (X::<B>(x), X::<B>(w));
+    let w = X::<B>(w).in_precision_of(&x);
+    let x = X::<B>(x);
     let (r, d) = (inverse_rms(&x, eps), x.dims()[1]);
     x.mul(r).mul(w.reshape(&[1, d])).0
 }
@@ -111,14 +122,50 @@ pub(crate) fn rms_norm_backward<B: FusedOps>(
     eps: f32,
     dy: FloatTensor<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let (x, w, dy) = (X::<B>(x), X::<B>(w), X::<B>(dy));
+    let (gain, w) = (w.clone(), X::<B>(w).in_precision_of(&x));
+    let (x, dy) = (X::<B>(x), X::<B>(dy));
     let (r, d) = (inverse_rms(&x, eps), x.dims()[1]);
     let g = dy.clone().mul(w.reshape(&[1, d]));
     let k = g.clone().mul(x.clone()).sum(1).times(1.0 / d as f32);
     let k = k.mul(r.clone()).mul(r.clone()).mul(r.clone());
     let dx = g.mul(r.clone()).sub(x.clone().mul(k));
-    let dw = dy.mul(x).mul(r).sum(0).reshape(&[d]);
+    let dw = dy.mul(x).mul(r).sum(0).reshape(&[d]).in_precision_of(&gain);
     (dx.0, dw.0)
+}
+
+/// `(x − mean(x)) / sqrt(variance(x)+eps)`, `[rows, d]`, and the inverse deviation, `[rows, 1]`.
+fn standardised<B: FusedOps>(x: X<B>, eps: f32) -> (X<B>, X<B>) {
+    let d = x.dims()[1] as f32;
+    let centred = x.clone().sub(x.sum(1).times(1.0 / d));
+    let r = inverse_rms(&centred, eps);
+    (centred.mul(r.clone()), r)
+}
+
+pub(crate) fn layer_norm<B: FusedOps>(
+    x: FloatTensor<B>,
+    w: FloatTensor<B>,
+    b: FloatTensor<B>,
+    eps: f32,
+) -> FloatTensor<B> {
+    let (normed, _) = standardised(X::<B>(x), eps);
+    let d = normed.dims()[1];
+    normed.mul(X(w).reshape(&[1, d])).add(X(b).reshape(&[1, d])).0
+}
+
+pub(crate) fn layer_norm_backward<B: FusedOps>(
+    x: FloatTensor<B>,
+    w: FloatTensor<B>,
+    eps: f32,
+    dy: FloatTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    let (dy, (normed, r)) = (X::<B>(dy), standardised(X::<B>(x), eps));
+    let d = normed.dims()[1];
+    let g = dy.clone().mul(X(w).reshape(&[1, d]));
+    let mean = g.clone().sum(1).times(1.0 / d as f32);
+    let along = g.clone().mul(normed.clone()).sum(1).times(1.0 / d as f32);
+    let dx = g.sub(mean).sub(normed.clone().mul(along)).mul(r);
+    let dw = dy.clone().mul(normed).sum(0).reshape(&[d]);
+    (dx.0, dw.0, dy.sum(0).reshape(&[d]).0)
 }
 
 pub(crate) fn project<B: FusedOps>(x: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
@@ -157,21 +204,62 @@ fn sigmoid<B: FusedOps>(x: X<B>) -> X<B> {
     x.times(-1.0).exp().plus(1.0).recip()
 }
 
-pub(crate) fn swiglu<B: FusedOps>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
-    let gate = X::<B>(gate);
-    gate.clone().mul(sigmoid(gate)).mul(X(up)).0
+/// The curve's value and slope at `x`.
+fn curve<B: FusedOps>(x: X<B>, activation: Activation) -> (X<B>, X<B>) {
+    let one_minus = |s: X<B>| s.times(-1.0).plus(1.0);
+    match activation {
+        Activation::Silu => {
+            let s = sigmoid(x.clone());
+            let slope = s.clone().mul(x.clone().mul(one_minus(s.clone())).plus(1.0));
+            (x.mul(s), slope)
+        }
+        Activation::Gelu => {
+            let phi = x.clone().times(std::f32::consts::FRAC_1_SQRT_2).erf().plus(1.0).times(0.5);
+            let scale = 0.5 * std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
+            let density = x.clone().mul(x.clone()).times(-0.5).exp().times(scale);
+            (x.clone().mul(phi.clone()), phi.add(x.mul(density)))
+        }
+        Activation::GeluTanh => {
+            let root = (2.0 / std::f32::consts::PI).sqrt();
+            let square = x.clone().mul(x.clone());
+            let inner = x.clone().mul(square.clone().times(0.044_715).plus(1.0)).times(root);
+            let t = inner.tanh();
+            let step = t.clone().plus(1.0).times(0.5);
+            let steepness = square.times(3.0 * 0.044_715).plus(1.0).times(0.5 * root);
+            let slope = step.clone().add(x.clone().mul(one_minus(t.clone().mul(t))).mul(steepness));
+            (x.mul(step), slope)
+        }
+    }
 }
 
-pub(crate) fn swiglu_backward<B: FusedOps>(
+pub(crate) fn activate<B: FusedOps>(x: FloatTensor<B>, activation: Activation) -> FloatTensor<B> {
+    curve(X::<B>(x), activation).0.0
+}
+
+pub(crate) fn activate_backward<B: FusedOps>(
+    x: FloatTensor<B>,
+    activation: Activation,
+    dy: FloatTensor<B>,
+) -> FloatTensor<B> {
+    curve(X::<B>(x), activation).1.mul(X(dy)).0
+}
+
+pub(crate) fn gated<B: FusedOps>(
     gate: FloatTensor<B>,
     up: FloatTensor<B>,
+    activation: Activation,
+) -> FloatTensor<B> {
+    curve(X::<B>(gate), activation).0.mul(X(up)).0
+}
+
+pub(crate) fn gated_backward<B: FusedOps>(
+    gate: FloatTensor<B>,
+    up: FloatTensor<B>,
+    activation: Activation,
     dy: FloatTensor<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let (gate, dy) = (X::<B>(gate), X::<B>(dy));
-    let s = sigmoid(gate.clone());
-    let dup = dy.clone().mul(gate.clone()).mul(s.clone());
-    let slope = gate.mul(s.clone().times(-1.0).plus(1.0)).plus(1.0);
-    (dy.mul(X(up)).mul(s).mul(slope).0, dup.0)
+    let (dy, (value, slope)) = (X::<B>(dy), curve(X::<B>(gate), activation));
+    (dy.clone().mul(X(up)).mul(slope).0, dy.mul(value).0)
 }
 
 /// Dimensions of an attention problem and its mask.
@@ -364,15 +452,30 @@ mod tests {
             rms_norm::<Flex>(x.clone(), w.clone(), 1e-5),
         );
         let kernel = Flex::rms_norm_backward(x.clone(), w.clone(), 1e-5, dy.clone());
-        let plain = rms_norm_backward::<Flex>(x.clone(), w, 1e-5, dy.clone());
+        let plain = rms_norm_backward::<Flex>(x.clone(), w.clone(), 1e-5, dy.clone());
         same("rms_norm dx", kernel.0, plain.0);
         same("rms_norm dw", kernel.1, plain.1);
+        let b = random(&[20], 6);
+        let plain = layer_norm::<Flex>(x.clone(), w.clone(), b.clone(), 1e-5);
+        same("layer_norm", Flex::layer_normalize(x.clone(), w.clone(), b, 1e-5), plain);
+        let kernel = Flex::layer_normalize_backward(x.clone(), w.clone(), 1e-5, dy.clone());
+        let plain = layer_norm_backward::<Flex>(x.clone(), w, 1e-5, dy.clone());
+        same("layer_norm dx", kernel.0, plain.0);
+        same("layer_norm dw", kernel.1, plain.1);
+        same("layer_norm db", kernel.2, plain.2);
         let up = random(&[7, 20], 4);
-        same("swiglu", Flex::swiglu(x.clone(), up.clone()), swiglu::<Flex>(x.clone(), up.clone()));
-        let kernel = Flex::swiglu_backward(x.clone(), up.clone(), dy.clone());
-        let plain = swiglu_backward::<Flex>(x.clone(), up, dy);
-        same("swiglu dgate", kernel.0, plain.0);
-        same("swiglu dup", kernel.1, plain.1);
+        for activation in Activation::ALL {
+            let plain = activate::<Flex>(x.clone(), activation);
+            same("activate", Flex::activate(x.clone(), activation), plain);
+            let plain = activate_backward::<Flex>(x.clone(), activation, dy.clone());
+            same("activate dx", Flex::activate_backward(x.clone(), activation, dy.clone()), plain);
+            let plain = gated::<Flex>(x.clone(), up.clone(), activation);
+            same("gated", Flex::gated(x.clone(), up.clone(), activation), plain);
+            let kernel = Flex::gated_backward(x.clone(), up.clone(), activation, dy.clone());
+            let plain = gated_backward::<Flex>(x.clone(), up.clone(), activation, dy.clone());
+            same("gated dgate", kernel.0, plain.0);
+            same("gated dup", kernel.1, plain.1);
+        }
         same("dropout", Flex::dropout(x.clone(), 0.3, 5), dropout::<Flex>(x, 0.3, 5));
     }
 

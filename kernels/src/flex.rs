@@ -1,11 +1,13 @@
 //! The ops on Burn's CPU backend: tensors → slices, without copies where they are contiguous f32.
 
+use crate::cpu::activation::{self, Activation};
 use crate::cpu::attention::{AttentionSpec, SequenceRows};
 use crate::cpu::attention_backward::{Gradients, Inputs, Shape, attend_backward};
 use crate::cpu::attention_paged::{Blocks, Scratch, attend};
 use crate::cpu::gemm;
 use crate::cpu::gemm::{Elems, View};
 use crate::cpu::kv::{KV_BLOCK, KvLayout};
+use crate::cpu::layer_norm;
 use crate::cpu::loss::{HeadWeights, Problem, cross_entropy};
 use crate::cpu::packed::PackedMatrix;
 use crate::cpu::pointwise;
@@ -109,6 +111,25 @@ impl FusedOps for Flex {
         (tensor(dx, dims::<2>(&x), x.dtype()), tensor(dw, [d], w.dtype()))
     }
 
+    fn layer_normalize(x: FlexTensor, w: FlexTensor, b: FlexTensor, eps: f32) -> FlexTensor {
+        let (x, w, b) = (x.to_contiguous(), w.to_contiguous(), b.to_contiguous());
+        let y = layer_norm::layer_norm(&floats(&x), &floats(&w), &floats(&b), eps);
+        tensor(y, dims::<2>(&x), x.dtype())
+    }
+
+    fn layer_normalize_backward(
+        x: FlexTensor,
+        w: FlexTensor,
+        eps: f32,
+        dy: FlexTensor,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let (x, w, dy) = (x.to_contiguous(), w.to_contiguous(), dy.to_contiguous());
+        let [d] = dims(&w);
+        let (dx, dw, db) = layer_norm::layer_norm_backward(&floats(&x), &floats(&w), eps, &floats(&dy));
+        let vector = |values| tensor(values, [d], w.dtype());
+        (tensor(dx, dims::<2>(&x), x.dtype()), vector(dw), vector(db))
+    }
+
     fn project(x: FlexTensor, w: FlexTensor) -> FlexTensor {
         let (x, w) = (x.to_contiguous(), w.to_contiguous());
         let ([m, k], [n, _]) = (dims(&x), dims::<2>(&w));
@@ -150,15 +171,31 @@ impl FusedOps for Flex {
         tensor(y, [rows, heads, d], x.dtype())
     }
 
-    fn swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+    fn activate(x: FlexTensor, activation: Activation) -> FlexTensor {
+        let x = x.to_contiguous();
+        tensor(activation::activate(activation, &floats(&x)), dims::<2>(&x), x.dtype())
+    }
+
+    fn activate_backward(x: FlexTensor, activation: Activation, dy: FlexTensor) -> FlexTensor {
+        let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
+        let dx = activation::activate_backward(activation, &floats(&x), &floats(&dy));
+        tensor(dx, dims::<2>(&x), x.dtype())
+    }
+
+    fn gated(gate: FlexTensor, up: FlexTensor, activation: Activation) -> FlexTensor {
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
-        let y = pointwise::swiglu(&floats(&gate), &floats(&up));
+        let y = activation::gated(activation, &floats(&gate), &floats(&up));
         tensor(y, dims::<2>(&gate), gate.dtype())
     }
 
-    fn swiglu_backward(gate: FlexTensor, up: FlexTensor, dy: FlexTensor) -> (FlexTensor, FlexTensor) {
+    fn gated_backward(
+        gate: FlexTensor,
+        up: FlexTensor,
+        activation: Activation,
+        dy: FlexTensor,
+    ) -> (FlexTensor, FlexTensor) {
         let (gate, up, dy) = (gate.to_contiguous(), up.to_contiguous(), dy.to_contiguous());
-        let (dgate, dup) = pointwise::swiglu_backward(&floats(&gate), &floats(&up), &floats(&dy));
+        let (dgate, dup) = activation::gated_backward(activation, &floats(&gate), &floats(&up), &floats(&dy));
         let shape = dims::<2>(&gate);
         (tensor(dgate, shape, gate.dtype()), tensor(dup, shape, up.dtype()))
     }

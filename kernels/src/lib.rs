@@ -27,6 +27,7 @@ mod flex;
 
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
+pub use cpu::activation::Activation;
 pub use cpu::attention::AttentionSpec;
 pub use cpu::packed::{Activations, PackedMatrix};
 pub use cpu::rope::RotaryTable;
@@ -36,6 +37,12 @@ use std::sync::Arc;
 /// RMSNorm over the last axis: `y = x / sqrt(mean(x²) + eps) · w`. `x`: `[rows, d]`, `w`: `[d]`.
 pub fn rms_norm(x: Tensor<2>, w: Tensor<1>, eps: f32) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::rms_norm(x.into_dispatch(), w.into_dispatch(), eps))
+}
+
+/// LayerNorm over the last axis: `y = (x − mean(x)) / sqrt(variance(x) + eps) · w + b`. `x`: `[rows, d]`; `w`, `b`: `[d]`.
+pub fn layer_norm(x: Tensor<2>, w: Tensor<1>, b: Tensor<1>, eps: f32) -> Tensor<2> {
+    let (x, w, b) = (x.into_dispatch(), w.into_dispatch(), b.into_dispatch());
+    Tensor::from_dispatch(Dispatch::layer_normalize(x, w, b, eps))
 }
 
 /// `y = x·wᵀ`. `x`: `[rows, in]`, `w`: `[out, in]` → `[rows, out]`.
@@ -54,17 +61,22 @@ pub fn rope(x: Tensor<3>, table: Arc<RotaryTable>) -> Tensor<3> {
     Tensor::from_dispatch(Dispatch::rope(x.into_dispatch(), table, false))
 }
 
-/// `silu(gate) · up`, elementwise. Both `[rows, inner]`.
-pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    Tensor::from_dispatch(Dispatch::swiglu(gate.into_dispatch(), up.into_dispatch()))
+/// `f(x)`, elementwise. `x`: `[rows, inner]`.
+pub fn activate(x: Tensor<2>, activation: Activation) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::activate(x.into_dispatch(), activation))
 }
 
-/// [`linear`] of [`swiglu`]: `(silu(gate) · up)·wᵀ`, with the same bits. The backward pass computes the gated values again
+/// `f(gate) · up`, elementwise (arXiv 2002.05202). Both `[rows, inner]`.
+pub fn gated(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::gated(gate.into_dispatch(), up.into_dispatch(), activation))
+}
+
+/// [`linear`] of [`gated`]: `(f(gate) · up)·wᵀ`, with the same bits. The backward pass computes the gated values again
 /// instead of keeping them: a sixth of a transformer block's activations for some percent of an elementwise op. `gate`,
 /// `up`: `[rows, inner]`, `w`: `[out, inner]` → `[rows, out]`.
-pub fn swiglu_linear(gate: Tensor<2>, up: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
+pub fn gated_linear(gate: Tensor<2>, up: Tensor<2>, w: Tensor<2>, activation: Activation) -> Tensor<2> {
     let (gate, up, w) = (gate.into_dispatch(), up.into_dispatch(), w.into_dispatch());
-    Tensor::from_dispatch(Dispatch::swiglu_project(gate, up, w))
+    Tensor::from_dispatch(Dispatch::gated_project(gate, up, w, activation))
 }
 
 /// Causal attention within each document, grouped queries. `q`: `[rows, heads, head_dim]`, `k` and `v`:

@@ -5,6 +5,7 @@
 //! reference; a backend overrides what it has kernels for.
 
 use crate::composed;
+use crate::cpu::activation::Activation;
 use crate::cpu::attention::AttentionSpec;
 use crate::cpu::packed::PackedMatrix;
 use crate::cpu::rope::RotaryTable;
@@ -26,6 +27,25 @@ pub trait FusedOps: Backend {
         dy: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         composed::rms_norm_backward::<Self>(x, w, eps, dy)
+    }
+
+    fn layer_normalize(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self> {
+        composed::layer_norm::<Self>(x, w, b, eps)
+    }
+
+    /// `(dx, dw, db)`.
+    fn layer_normalize_backward(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        eps: f32,
+        dy: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        composed::layer_norm_backward::<Self>(x, w, eps, dy)
     }
 
     fn project(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -58,24 +78,38 @@ pub trait FusedOps: Backend {
         composed::rope::<Self>(x, &table, inverse)
     }
 
-    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        composed::swiglu::<Self>(gate, up)
+    fn activate(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        composed::activate::<Self>(x, activation)
     }
 
-    fn swiglu_backward(
+    fn activate_backward(
+        x: FloatTensor<Self>,
+        activation: Activation,
+        dy: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        composed::activate_backward::<Self>(x, activation, dy)
+    }
+
+    fn gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        composed::gated::<Self>(gate, up, activation)
+    }
+
+    fn gated_backward(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
+        activation: Activation,
         dy: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        composed::swiglu_backward::<Self>(gate, up, dy)
+        composed::gated_backward::<Self>(gate, up, activation, dy)
     }
 
-    fn swiglu_project(
+    fn gated_project(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         w: FloatTensor<Self>,
+        activation: Activation,
     ) -> FloatTensor<Self> {
-        Self::project(Self::swiglu(gate, up), w)
+        Self::project(Self::gated(gate, up, activation), w)
     }
 
     fn causal_attention(

@@ -5,7 +5,7 @@ use half::f16;
 use hearth_kernels::cpu::block::{BlockWeights, Gain, Projection};
 use hearth_kernels::paged::{KV_BLOCK, KvCache, KvType, SequenceRows, Workspace, attention_paged, block};
 use hearth_kernels::{
-    Activations, AttentionSpec, PackedMatrix, RotaryTable, linear_packed, rms_norm, rope, swiglu,
+    Activation, Activations, AttentionSpec, PackedMatrix, RotaryTable, gated, linear_packed, rms_norm, rope,
 };
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ struct Case {
     kv_heads: usize,
     head_dim: usize,
     inner: usize,
+    activation: Activation,
     bias: bool,
     qk_norm: bool,
     window: Option<usize>,
@@ -99,6 +100,7 @@ impl Weights {
             gate,
             up,
             down,
+            activation: self.case.activation,
             heads: self.case.heads,
             kv_heads: self.case.kv_heads,
             head_dim: self.case.head_dim,
@@ -129,7 +131,7 @@ impl Weights {
         let y = attention_paged(query, key, value, cache, 0, rows, self.spec());
         let x = x + o.forward(y.reshape([n, heads * head_dim]));
         let h = rms_norm(x.clone(), vector(&self.gains[1]), EPS);
-        x + down.forward(swiglu(gate.forward(h.clone()), up.forward(h)))
+        x + down.forward(gated(gate.forward(h.clone()), up.forward(h), self.case.activation))
     }
 }
 
@@ -173,6 +175,7 @@ fn a_block_in_one_piece_has_the_bits_of_the_ops_one_by_one() {
         kv_heads: 2,
         head_dim: 16,
         inner: 160,
+        activation: Activation::Silu,
         bias: false,
         qk_norm: false,
         window: None,
@@ -180,7 +183,7 @@ fn a_block_in_one_piece_has_the_bits_of_the_ops_one_by_one() {
     };
     let cases = [
         plain,
-        Case { bias: true, kv: KvType::F32, ..plain },
+        Case { activation: Activation::GeluTanh, bias: true, kv: KvType::F32, ..plain },
         Case { qk_norm: true, heads: 8, head_dim: 8, kv_heads: 1, kv: KvType::Int8, ..plain },
         // Widths that are no whole panels, more dimensions in the heads than in the stream, a window.
         Case { d: 32, heads: 3, kv_heads: 3, head_dim: 32, inner: 96, bias: true, window: Some(9), ..plain },

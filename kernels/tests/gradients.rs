@@ -3,7 +3,7 @@
 
 use burn::tensor::{DType, Device, Tensor};
 use hearth_kernels as kernels;
-use hearth_kernels::{AttentionSpec, PackedMatrix, RotaryTable};
+use hearth_kernels::{Activation, AttentionSpec, PackedMatrix, RotaryTable};
 use std::sync::Arc;
 
 fn values(n: usize, seed: u32) -> Vec<f32> {
@@ -93,6 +93,29 @@ fn rms_norm_matches_f64() {
     }
 }
 
+#[test]
+fn layer_norm_matches_f64() {
+    for (rows, d) in [(1, 8), (5, 17), (3, 64)] {
+        let reference = move |x: &[Vec<f64>]| -> Vec<f64> {
+            x[0].chunks(d)
+                .flat_map(|row| {
+                    let mean = row.iter().sum::<f64>() / d as f64;
+                    let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / d as f64;
+                    let r = 1.0 / (variance + 1e-5).sqrt();
+                    row.iter().enumerate().map(move |(i, v)| (v - mean) * r * x[1][i] + x[2][i])
+                })
+                .collect()
+        };
+        check("layer_norm", &[rows * d, d, d], &reference, &|x, c| {
+            let (a, w, b) = (tracked(&x[0], [rows, d]), tracked(&x[1], [d]), tracked(&x[2], [d]));
+            let y = kernels::layer_norm(a.clone(), w.clone(), b.clone(), 1e-5);
+            let (y, mut g) = backward(y, c);
+            let vectors = [w, b].map(|x| floats(x.grad_remove(&mut g).unwrap()));
+            (y, [vec![floats(a.grad_remove(&mut g).unwrap())], vectors.into()].concat())
+        });
+    }
+}
+
 fn product(x: &[f64], w: &[f64], k: usize) -> Vec<f64> {
     x.chunks(k).flat_map(|x| w.chunks(k).map(move |w| x.iter().zip(w).map(|(a, b)| a * b).sum())).collect()
 }
@@ -152,39 +175,71 @@ fn rope_matches_f64() {
     });
 }
 
-#[test]
-fn swiglu_matches_f64() {
-    let reference = |x: &[Vec<f64>]| -> Vec<f64> {
-        x[0].iter().zip(&x[1]).map(|(g, u)| 3.0 * g / (1.0 + (-3.0 * g).exp()) * u).collect()
-    };
-    check("swiglu", &[6 * 11, 6 * 11], &reference, &|x, c| {
-        let (g0, u) = (tracked(&x[0], [6, 11]), tracked(&x[1], [6, 11]));
-        let (y, mut g) = backward(kernels::swiglu(g0.clone() * 3.0, u.clone()), c);
-        (y, vec![floats(g0.grad_remove(&mut g).unwrap()), floats(u.grad_remove(&mut g).unwrap())])
-    });
+/// An activation in f64.
+fn curve(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Gelu => x * (0.5 + normal_from_0(x)),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+        }
+    }
+}
+
+/// The normal density's integral from 0 to `x`, as its power series `Σ (−1)ⁿ x²ⁿ⁺¹ / (2ⁿ n! (2n+1)) / √(2π)`.
+fn normal_from_0(x: f64) -> f64 {
+    let (mut power, mut sum) = (x, 0.0);
+    for n in 0..80 {
+        sum += power / (2 * n + 1) as f64;
+        power *= -x * x / (2.0 * (n + 1) as f64);
+    }
+    sum / (2.0 * std::f64::consts::PI).sqrt()
 }
 
 #[test]
-fn swiglu_linear_matches_f64_and_has_the_bits_of_its_two_ops() {
+fn activations_match_f64_alone_and_as_gates() {
+    for activation in Activation::ALL {
+        let f = move |x: f64| curve(activation, 3.0 * x);
+        let reference = move |x: &[Vec<f64>]| -> Vec<f64> { x[0].iter().map(|x| f(*x)).collect() };
+        check(&format!("{activation:?}"), &[6 * 11], &reference, &|x, c| {
+            let a = tracked(&x[0], [6, 11]);
+            let (y, mut g) = backward(kernels::activate(a.clone() * 3.0, activation), c);
+            (y, vec![floats(a.grad_remove(&mut g).unwrap())])
+        });
+        let reference =
+            move |x: &[Vec<f64>]| -> Vec<f64> { x[0].iter().zip(&x[1]).map(|(g, u)| f(*g) * u).collect() };
+        check(&format!("{activation:?} gate"), &[6 * 11, 6 * 11], &reference, &|x, c| {
+            let (g0, u) = (tracked(&x[0], [6, 11]), tracked(&x[1], [6, 11]));
+            let (y, mut g) = backward(kernels::gated(g0.clone() * 3.0, u.clone(), activation), c);
+            (y, vec![floats(g0.grad_remove(&mut g).unwrap()), floats(u.grad_remove(&mut g).unwrap())])
+        });
+    }
+}
+
+#[test]
+fn gated_linear_matches_f64_and_has_the_bits_of_its_two_ops() {
     let (rows, inner, out) = (6, 11, 5);
-    let reference = |x: &[Vec<f64>]| -> Vec<f64> {
-        let gated = |i: usize| x[0][i] / (1.0 + (-x[0][i]).exp()) * x[1][i];
-        let product =
-            |r: usize, o: usize| (0..inner).map(|k| gated(r * inner + k) * x[2][o * inner + k]).sum();
-        (0..rows).flat_map(|r| (0..out).map(move |o| product(r, o))).collect()
-    };
-    let sizes = [rows * inner, rows * inner, out * inner];
-    let run = |op: &dyn Fn(Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>, x: &[Vec<f32>], c: &[f32]| {
-        let shapes = [[rows, inner], [rows, inner], [out, inner]];
-        let x: Vec<_> = x.iter().zip(shapes).map(|(x, shape)| tracked(x, shape)).collect();
-        let (y, mut g) = backward(op(x[0].clone(), x[1].clone(), x[2].clone()), c);
-        (y, x.iter().map(|x| floats(x.grad_remove(&mut g).unwrap())).collect::<Vec<_>>())
-    };
-    check("swiglu_linear", &sizes, &reference, &|x, c| {
-        let fused = run(&|gate, up, w| kernels::swiglu_linear(gate, up, w), x, c);
-        assert_eq!(fused, run(&|gate, up, w| kernels::linear(kernels::swiglu(gate, up), w), x, c));
-        fused
-    });
+    for activation in Activation::ALL {
+        let reference = |x: &[Vec<f64>]| -> Vec<f64> {
+            let gated = |i: usize| curve(activation, x[0][i]) * x[1][i];
+            let product =
+                |r: usize, o: usize| (0..inner).map(|k| gated(r * inner + k) * x[2][o * inner + k]).sum();
+            (0..rows).flat_map(|r| (0..out).map(move |o| product(r, o))).collect()
+        };
+        let sizes = [rows * inner, rows * inner, out * inner];
+        let run = |op: &dyn Fn(Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>, x: &[Vec<f32>], c: &[f32]| {
+            let shapes = [[rows, inner], [rows, inner], [out, inner]];
+            let x: Vec<_> = x.iter().zip(shapes).map(|(x, shape)| tracked(x, shape)).collect();
+            let (y, mut g) = backward(op(x[0].clone(), x[1].clone(), x[2].clone()), c);
+            (y, x.iter().map(|x| floats(x.grad_remove(&mut g).unwrap())).collect::<Vec<_>>())
+        };
+        check(&format!("{activation:?} gated_linear"), &sizes, &reference, &|x, c| {
+            let fused = run(&|gate, up, w| kernels::gated_linear(gate, up, w, activation), x, c);
+            let gated = |gate, up| kernels::gated(gate, up, activation);
+            assert_eq!(fused, run(&|gate, up, w| kernels::linear(gated(gate, up), w), x, c));
+            fused
+        });
+    }
 }
 
 /// Plain attention in f64; `x` = q, k, v.
@@ -326,7 +381,12 @@ fn sixteen_bit_inputs_give_results_of_one_rounding() {
         let (x, w, g) = (input(1, [4, 32]), input(2, [6, 32]), input(3, [1, 32]).reshape([32]));
         rounds_once("linear", dtype, |t| kernels::linear(x.clone().cast(t), w.clone().cast(t)));
         rounds_once("rms_norm", dtype, |t| kernels::rms_norm(x.clone().cast(t), g.clone().cast(t), 1e-5));
-        rounds_once("swiglu", dtype, |t| kernels::swiglu(x.clone().cast(t), x.clone().cast(t)));
+        let norm = |t| kernels::layer_norm(x.clone().cast(t), g.clone().cast(t), g.clone().cast(t), 1e-5);
+        rounds_once("layer_norm", dtype, norm);
+        for f in Activation::ALL {
+            rounds_once("activate", dtype, |t| kernels::activate(x.clone().cast(t), f));
+            rounds_once("gated", dtype, |t| kernels::gated(x.clone().cast(t), x.clone().cast(t), f));
+        }
         rounds_once("embedding", dtype, |t| kernels::embedding(w.clone().cast(t), Arc::new([5, 0, 5])));
         let heads = |seed, n: usize| input(seed, [4, 8 * n]).reshape([4, n, 8]);
         let (q, k, v) = (heads(4, 4), heads(5, 2), heads(6, 2));

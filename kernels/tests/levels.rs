@@ -1,10 +1,12 @@
 //! Every instruction set computes the same bits. One test: the level is the process's.
 
 use hearth_kernels::RotaryTable;
+use hearth_kernels::cpu::activation::{Activation, activate, activate_backward, gated, gated_backward};
 use hearth_kernels::cpu::attention::AttentionSpec;
 use hearth_kernels::cpu::attention_backward::{Gradients, Inputs, Shape, attend_backward};
 use hearth_kernels::cpu::gemm::Elems;
 use hearth_kernels::cpu::kv::KvLayout;
+use hearth_kernels::cpu::layer_norm::{layer_norm, layer_norm_backward};
 use hearth_kernels::cpu::loss::{HeadWeights, Problem, cross_entropy};
 use hearth_kernels::cpu::simd::{Level, limit};
 use hearth_kernels::cpu::{pointwise, rope::rope};
@@ -25,17 +27,25 @@ fn results() -> Vec<(&'static str, Vec<f32>)> {
     let [x, y, z] = [1, 2, 3].map(|seed| values(rows * d, seed));
     let w = values(d, 4);
     let (dx, dw) = pointwise::rms_norm_backward(&x, &w, 1e-5, &y);
-    let (dgate, dup) = pointwise::swiglu_backward(&x, &y, &z);
+    let (layer_dx, layer_dw, layer_db) = layer_norm_backward(&x, &w, 1e-5, &y);
     let table = RotaryTable::new(5, values(rows * 5, 5), values(rows * 5, 6));
     let mut all = vec![
         ("rms_norm", pointwise::rms_norm(&x, &w, 1e-5)),
         ("rms_norm dx", dx),
         ("rms_norm dw", dw),
-        ("swiglu", pointwise::swiglu(&x, &y)),
-        ("swiglu dgate", dgate),
-        ("swiglu dup", dup),
+        ("layer_norm", layer_norm(&x, &w, &w, 1e-5)),
+        ("layer_norm dx", layer_dx),
+        ("layer_norm dw", layer_dw),
+        ("layer_norm db", layer_db),
         ("rope", rope(&x, 5, &table, false)),
     ];
+    for activation in Activation::ALL {
+        let (dgate, dup) = gated_backward(activation, &x, &y, &z);
+        all.push(("activation", activate(activation, &x)));
+        all.push(("activation dx", activate_backward(activation, &x, &y)));
+        all.push(("gated", gated(activation, &x, &y)));
+        all.extend([("gated dgate", dgate), ("gated dup", dup)]);
+    }
     all.extend(attention());
     all.extend(loss());
     all

@@ -5,9 +5,10 @@
 //! block to block: products with the same input share its rounding and one loop, the gate is applied and the residual
 //! stream added to where a product's outputs are written.
 
+use super::activation::{Activation, gated_in_place};
 use super::attention::AttentionSpec;
 use super::packed::{PackedMatrix, each_panel, store};
-use super::pointwise::{rms_norm_in_place, rms_norm_into, swiglu_in_place};
+use super::pointwise::{rms_norm_in_place, rms_norm_into};
 use super::pool;
 use super::quant::activations::{Int8Rows, resize};
 use super::rope::{RotaryTable, rope_in_place};
@@ -42,6 +43,8 @@ pub struct BlockWeights {
     pub up: Projection,
     /// Inner width → `d_model`.
     pub down: Projection,
+    /// What the gate goes through.
+    pub activation: Activation,
     /// Query heads.
     pub heads: usize,
     /// Heads of keys and values.
@@ -197,7 +200,7 @@ impl BlockWeights {
                 store(place(row, column, gate.len()), gate);
             });
             self.up.panel(panel, x, rows, |row, column, up| {
-                swiglu_in_place(place(row, column, up.len()), up);
+                gated_in_place(self.activation, place(row, column, up.len()), up);
             });
         });
     }

@@ -1,4 +1,5 @@
 //! CPU kernels on plain slices. No tensors here.
+pub mod activation;
 pub mod adafactor;
 pub mod adamw;
 pub mod attention;
@@ -10,6 +11,7 @@ mod few_rows;
 pub mod gemm;
 pub mod kv;
 mod lanes;
+pub mod layer_norm;
 pub mod lion;
 pub mod loss;
 pub mod packed;

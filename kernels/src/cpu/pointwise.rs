@@ -1,6 +1,6 @@
-//! Row-wise and elementwise kernels: RMSNorm, SwiGLU, dropout, embedding gradient.
+//! Row-wise and elementwise kernels: RMSNorm, dropout, embedding gradient.
 
-use super::simd::{LANES, dot, exp, sigmoid};
+use super::simd::{LANES, dot, exp};
 use super::{rows_per_task, to_be_written, written};
 use crate::multiversion;
 use rayon::prelude::*;
@@ -103,69 +103,6 @@ multiversion! {
             for i in 0..dw.len() {
                 dw[i] = (dy[i] * x[i]).mul_add(*r, dw[i]);
             }
-        }
-    }
-}
-
-/// `y = silu(gate) · up`.
-pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
-    assert_eq!(gate.len(), up.len(), "swiglu: lengths");
-    let task = rows_per_task(gate.len(), 1);
-    // SAFETY: every chunk is written.
-    unsafe {
-        written(gate.len(), |y| {
-            y.par_chunks_mut(task)
-                .zip(gate.par_chunks(task).zip(up.par_chunks(task)))
-                .for_each(|(y, (gate, up))| swiglu_chunk(gate, up, y));
-        })
-    }
-}
-
-multiversion! {
-    fn swiglu_chunk(gate: &[f32], up: &[f32], y: &mut [MaybeUninit<f32>]) {
-        for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
-            y.write(g * sigmoid(*g) * u);
-        }
-    }
-}
-
-multiversion! {
-    /// [`swiglu`] in place of `gate`, on the calling thread.
-    pub fn swiglu_in_place(gate: &mut [f32], up: &[f32]) {
-        for (g, u) in gate.iter_mut().zip(up) {
-            *g = *g * sigmoid(*g) * u;
-        }
-    }
-}
-
-/// Gradients of [`swiglu`]: of `gate` and of `up`.
-pub fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    assert!(gate.len() == up.len() && gate.len() == dy.len(), "swiglu: lengths");
-    let task = rows_per_task(dy.len(), 1);
-    let mut dup = Vec::new();
-    // SAFETY: every chunk of both is written.
-    let dgate = unsafe {
-        written(dy.len(), |dgate| {
-            dup = written(dy.len(), |dup| {
-                dgate
-                    .par_chunks_mut(task)
-                    .zip(dup.par_chunks_mut(task))
-                    .zip(gate.par_chunks(task).zip(up.par_chunks(task)).zip(dy.par_chunks(task)))
-                    .for_each(|((dgate, dup), ((gate, up), dy))| {
-                        swiglu_backward_chunk(gate, up, dy, dgate, dup)
-                    });
-            });
-        })
-    };
-    (dgate, dup)
-}
-
-multiversion! {
-    fn swiglu_backward_chunk(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [MaybeUninit<f32>], dup: &mut [MaybeUninit<f32>]) {
-        for i in 0..dy.len() {
-            let s = sigmoid(gate[i]);
-            dup[i].write(dy[i] * gate[i] * s);
-            dgate[i].write(dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s)));
         }
     }
 }

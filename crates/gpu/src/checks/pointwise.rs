@@ -6,8 +6,8 @@ use half::{bf16, f16};
 use hearth_cuda::ops::embedding::{Groups, gather_rows, scatter_rows};
 use hearth_cuda::ops::norm::{rms_norm, rms_norm_backward_parts, rms_norm_backward_w, rms_norm_backward_x};
 use hearth_cuda::ops::pointwise as ops;
-use hearth_kernels::RotaryTable;
-use hearth_kernels::cpu::{pointwise as cpu, rope as cpu_rope};
+use hearth_kernels::cpu::{activation, pointwise as cpu, rope as cpu_rope};
+use hearth_kernels::{Activation, RotaryTable};
 
 const EPS: f32 = 1e-5;
 
@@ -81,8 +81,8 @@ fn gated<T: Number>(on: &On) -> Result<(), Failure> {
         let out = (dgate.all_mut(), dup.all_mut());
         ops::swiglu_backward(&on.stream, on_gate.all(), on_up.all(), on_dy.all(), out.0, out.1)?;
         let (gate, up) = (wide(&gate), wide(&up));
-        agree("y", &on.down(&y)?, &cpu::swiglu(&gate, &up))?;
-        let (want_gate, want_up) = cpu::swiglu_backward(&gate, &up, &wide(&dy));
+        agree("y", &on.down(&y)?, &activation::gated(Activation::Silu, &gate, &up))?;
+        let (want_gate, want_up) = activation::gated_backward(Activation::Silu, &gate, &up, &wide(&dy));
         agree("dgate", &on.down(&dgate)?, &want_gate)?;
         agree("dup", &on.down(&dup)?, &want_up)?;
     }

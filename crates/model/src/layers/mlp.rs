@@ -6,7 +6,7 @@ use crate::context::AttentionContext;
 use crate::source::WeightSource;
 use burn::tensor::Tensor;
 use hearth_kernels::cpu::block::Projection;
-use hearth_kernels::{swiglu, swiglu_linear};
+use hearth_kernels::{Activation, gated, gated_linear};
 use hearth_weights::config::ModelConfig;
 
 /// `down(silu(gate(x)) · up(x))` (SwiGLU, arXiv 2002.05202).
@@ -36,8 +36,8 @@ impl GatedMlp {
     pub fn forward(&self, x: Tensor<2>, context: &mut dyn AttentionContext) -> Tensor<2> {
         let (gate, up) = (self.gate.forward(x.clone(), context), self.up.forward(x, context));
         match self.down.trained() {
-            Some(w) => swiglu_linear(gate, up, w),
-            None => self.down.forward(swiglu(gate, up), context),
+            Some(w) => gated_linear(gate, up, w, Activation::Silu),
+            None => self.down.forward(gated(gate, up, Activation::Silu), context),
         }
     }
 }
