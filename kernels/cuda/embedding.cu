@@ -14,7 +14,7 @@ __device__ void gather_rows(const T* w, const u32* ids, int d, T* y) {
     write_row(y + (i64)blockIdx.x * d, first, d, v);
 }
 
-// Row id of dw = Σ of the rows of dy with that id, in their order. `rows` lists the rows of dy grouped by id, ascending
+// Row id of dw += Σ of the rows of dy with that id, in their order. `rows` lists the rows of dy grouped by id, ascending
 // within a group; group g is rows[starts[g]..starts[g + 1]] and has id ids[g]. Rows of dw without a group stay as they are.
 // grid: (groups, columns / THREADS rounded up); block: THREADS.
 template <typename T>
@@ -23,7 +23,7 @@ __device__ void scatter_rows(const T* dy, const u32* rows, const u32* starts, co
     if (column >= d) return;
     float sum = 0.0f;
     for (u32 i = starts[blockIdx.x]; i < starts[blockIdx.x + 1]; i++) sum += widen(dy[(i64)rows[i] * d + column]);
-    dw[(i64)ids[blockIdx.x] * d + column] = sum;
+    dw[(i64)ids[blockIdx.x] * d + column] += sum;
 }
 
 #define KERNELS(T, name)                                                                                              \

@@ -78,13 +78,13 @@ __device__ void rms_norm_backward_w(const T* x, const T* dy, const float* invers
     parts[(i64)blockIdx.y * d + column] = sum;
 }
 
-// dw = Σ of the parts in order. grid: columns / THREADS rounded up; block: THREADS.
+// dw += Σ of the parts in order. grid: columns / THREADS rounded up; block: THREADS.
 extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_backward_w_sum(const float* parts, int count, int d, float* dw) {
     int column = blockIdx.x * THREADS + threadIdx.x;
     if (column >= d) return;
     float sum = 0.0f;
     for (int part = 0; part < count; part++) sum += parts[(i64)part * d + column];
-    dw[column] = sum;
+    dw[column] += sum;
 }
 
 #define KERNELS(T, name)                                                                                              \

@@ -6,6 +6,7 @@ use half::bf16;
 use hearth_cuda::ops::optimizer as ops;
 use hearth_cuda::ops::quant::{FORMATS, Matrix, PIECE, Quantized, product};
 use hearth_cuda::runtime::DeviceBuffer;
+use hearth_kernels::cpu::adamw::AdamWRule;
 use hearth_memory::Kind;
 
 /// What everything on the card is held against.
@@ -58,7 +59,7 @@ pub fn adamw(bench: &Bench, base: f64) -> Result<Speed, Error> {
     let zeros = || DeviceBuffer::<f32>::zeros(&bench.stream, Kind::Optimizer, n);
     let (mut p, mut m, mut v, g) = (zeros()?, zeros()?, zeros()?, zeros()?);
     let mut copy = DeviceBuffer::<bf16>::new(bench.card(), Kind::Optimizer, n)?;
-    let rule = ops::AdamW {
+    let rule = AdamWRule {
         keep: 0.999,
         one_minus_beta1: 0.1,
         beta2: 0.95,

@@ -32,14 +32,15 @@ fn norm<T: Number>(on: &On) -> Result<(), Failure> {
         close("y", &on.down(&y)?, &cpu::rms_norm(&x, &w, EPS))?;
         let (mut dx, mut inverse) = (on.room::<T>(rows * d)?, on.room::<f32>(rows)?);
         let mut parts = on.room::<f32>(rms_norm_backward_parts(rows, d))?;
-        let mut dw = on.room::<f32>(d)?;
+        let mut dw = on.up(&vec![1f32; d])?;
         let (x_view, dy_view) = (on_x.all(), on_dy.all());
         let out = (dx.all_mut(), inverse.all_mut());
         rms_norm_backward_x(&on.stream, x_view, on_w.all(), EPS, dy_view, out.0, out.1)?;
         rms_norm_backward_w(&on.stream, x_view, dy_view, inverse.all(), parts.all_mut(), dw.all_mut())?;
         let (want_dx, want_dw) = cpu::rms_norm_backward(&x, &w, EPS, &wide(&dy));
         close("dx", &on.down(&dx)?, &want_dx)?;
-        near("dw", &on.down(&dw)?, &want_dw, 2e-5)?;
+        let want_dw: Vec<f32> = want_dw.iter().map(|x| 1.0 + x).collect();
+        near("dw, added to what was there", &on.down(&dw)?, &want_dw, 2e-5)?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use super::values::{Number, numbers, same, wide};
 use super::{Failure, On};
 use half::{bf16, f16};
-use hearth_cuda::ops::optimizer::{self as ops, AdamW, CastTo, State};
+use hearth_cuda::ops::optimizer::{self as ops, CastTo, State};
 use hearth_cuda::ops::sampling::{Sampling, sample};
 use hearth_kernels::cpu::adamw::{self, AdamWRule};
 use hearth_kernels::cpu::update::{CopyOut, Span, Values};
@@ -76,7 +76,7 @@ fn updated<M: Held, V: Held, C: Copied>(on: &On, with_copy: bool) -> Result<(), 
     let mut on_copy = on.up(&copy)?;
     let states = (on_m.all_mut(), on_v.all_mut());
     let out = with_copy.then(|| on_copy.all_mut());
-    ops::adamw(&on.stream, rule_of(rule), on_p.all_mut(), states, on_g.all(), out)?;
+    ops::adamw(&on.stream, rule, on_p.all_mut(), states, on_g.all(), out)?;
     let states = vec![M::values(&mut m), V::values(&mut v)];
     let out = with_copy.then(|| C::copy(&mut copy));
     adamw::adamw(rule, Span { master: &mut p, states, gradient: &g, copy: out });
@@ -84,20 +84,6 @@ fn updated<M: Held, V: Held, C: Copied>(on: &On, with_copy: bool) -> Result<(), 
     same("m", &wide(&on.down(&on_m)?), &wide(&m))?;
     same("v", &wide(&on.down(&on_v)?), &wide(&v))?;
     same("copy", &wide(&on.down(&on_copy)?), &wide(&copy))
-}
-
-/// The CPU's rule, as the card takes it.
-pub fn rule_of(rule: AdamWRule) -> AdamW {
-    AdamW {
-        keep: rule.keep,
-        one_minus_beta1: rule.one_minus_beta1,
-        beta2: rule.beta2,
-        one_minus_beta2: rule.one_minus_beta2,
-        step_size: rule.step_size,
-        root_correction2: rule.root_correction2,
-        eps: rule.eps,
-        gradient_scale: rule.gradient_scale,
-    }
 }
 
 pub fn casts(on: &On) -> Result<(), Failure> {

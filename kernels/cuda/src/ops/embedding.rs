@@ -39,7 +39,7 @@ pub struct Groups<'a> {
     pub ids: View<'a, u32>,
 }
 
-/// `dw[id] = Σ dy` over the rows with that id, in their order; rows of `dw` without a group stay. `dy`: `[rows, d]`, `dw`: `[vocab, d]`.
+/// `dw[id] += Σ dy` over the rows with that id, in their order; rows of `dw` without a group stay. `dy`: `[rows, d]`, `dw`: `[vocab, d]`.
 ///
 /// # Errors
 /// As [`gather_rows`].

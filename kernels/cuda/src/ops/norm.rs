@@ -66,7 +66,7 @@ pub fn rms_norm_backward_parts(rows: usize, d: usize) -> usize {
     rows.div_ceil(ROWS_PER_PART) * d
 }
 
-/// The gradient of `w`. `parts`: [`rms_norm_backward_parts`] elements of scratch; `dw`: `[d]`.
+/// Adds the gradient of `w` to `dw`. `parts`: [`rms_norm_backward_parts`] elements of scratch; `dw`: `[d]`.
 ///
 /// # Errors
 /// As [`rms_norm`].

@@ -3,33 +3,11 @@
 use super::{Float, Op, arguments};
 use crate::runtime::ffi::Argument;
 use crate::runtime::{Error, Stream, View, ViewMut};
-use bytemuck::{Pod, Zeroable};
+use hearth_kernels::cpu::adamw::AdamWRule;
 
 const THREADS: usize = 256;
 /// Elements of a chunk of [`chunk_squares`].
 pub const CHUNK: usize = 4096;
-
-/// What AdamW computes with, as the kernel reads it; the CPU's rule, field by field.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
-pub struct AdamW {
-    /// `1 − ηλ`.
-    pub keep: f32,
-    /// `1 − β₁`.
-    pub one_minus_beta1: f32,
-    /// `β₂`.
-    pub beta2: f32,
-    /// `1 − β₂`.
-    pub one_minus_beta2: f32,
-    /// `η/c₁`.
-    pub step_size: f32,
-    /// `√c₂`.
-    pub root_correction2: f32,
-    /// `ε`.
-    pub eps: f32,
-    /// What gradients are multiplied by.
-    pub gradient_scale: f32,
-}
 
 /// Types that optimizer states may have.
 pub trait State: Float {}
@@ -43,7 +21,7 @@ impl State for half::bf16 {}
 /// [`Error::Length`] and the like when shapes do not fit, [`Error::Lost`].
 pub fn adamw<M: State, V: State, C: Float>(
     stream: &Stream,
-    rule: AdamW,
+    rule: AdamWRule,
     master: ViewMut<'_, f32>,
     (m, v): (ViewMut<'_, M>, ViewMut<'_, V>),
     gradient: View<'_, f32>,
@@ -65,8 +43,22 @@ pub fn adamw<M: State, V: State, C: Float>(
     }
     let copy = copy.map(|copy| copy.view());
     let rest = arguments![master, m, v, gradient, copy, n as i64];
-    let all: Vec<Argument> = [Argument::of(rule)].into_iter().chain(rest.iter().copied()).collect();
+    let all: Vec<Argument> = [argument(rule)].into_iter().chain(rest.iter().copied()).collect();
     stream.launch("adamw.cu", &name, op.line(n.div_ceil(4 * THREADS), THREADS as u32)?, &all)
+}
+
+/// The rule as the kernel reads it.
+fn argument(rule: AdamWRule) -> Argument {
+    Argument::of([
+        rule.keep,
+        rule.one_minus_beta1,
+        rule.beta2,
+        rule.one_minus_beta2,
+        rule.step_size,
+        rule.root_correction2,
+        rule.eps,
+        rule.gradient_scale,
+    ])
 }
 
 /// Types that [`cast`] turns `Self` into.

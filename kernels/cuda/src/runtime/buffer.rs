@@ -45,8 +45,8 @@ impl<T: Pod> DeviceBuffer<T> {
     /// # Errors
     /// As [`Self::new`].
     pub fn zeros(stream: &Stream, kind: Kind, len: usize) -> Result<Self, Error> {
-        let buffer = Self::new(stream.device(), kind, len)?;
-        buffer.memory.fill(0, buffer.memory.bytes(), 0, stream.raw())?;
+        let mut buffer = Self::new(stream.device(), kind, len)?;
+        buffer.all_mut().clear(stream)?;
         Ok(buffer)
     }
 
@@ -208,6 +208,46 @@ impl<'a, T: Pod> ViewMut<'a, T> {
     /// The same elements for a shorter time.
     pub fn again(&mut self) -> ViewMut<'_, T> {
         ViewMut(self.0)
+    }
+
+    /// Overwrites them with the host's. Waits.
+    ///
+    /// # Errors
+    /// [`Error::Range`] when there are more or fewer, [`Error::Lost`].
+    pub fn write(&mut self, stream: &Stream, values: &[T]) -> Result<(), Error> {
+        if values.len() != self.0.len {
+            return Err(Error::Range { from: 0, to: values.len(), len: self.0.len });
+        }
+        self.0.memory.write(self.0.offset, bytemuck::cast_slice(values), stream.raw())
+    }
+
+    /// Zeros everything, in the stream's order.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    pub fn clear(&mut self, stream: &Stream) -> Result<(), Error> {
+        let View { memory, offset, len, .. } = self.0;
+        memory.fill(offset, len * size_of::<T>(), 0, stream.raw())
+    }
+
+    /// The same bytes as elements of another type.
+    ///
+    /// # Errors
+    /// [`Error::Range`] when they are no whole number of them.
+    pub fn cast<U: Pod>(self) -> Result<ViewMut<'a, U>, Error> {
+        Ok(ViewMut(self.0.cast()?))
+    }
+
+    /// Copies another buffer's elements here, in the stream's order.
+    ///
+    /// # Errors
+    /// [`Error::Range`] when there are more or fewer, [`Error::Lost`].
+    pub fn copy_from(&mut self, stream: &Stream, from: View<'_, T>) -> Result<(), Error> {
+        if from.len != self.0.len {
+            return Err(Error::Range { from: 0, to: from.len, len: self.0.len });
+        }
+        let to = &self.0;
+        to.memory.copy(to.offset, from.memory, from.offset, from.len * size_of::<T>(), stream.raw())
     }
 
     pub(crate) fn view(&self) -> View<'a, T> {

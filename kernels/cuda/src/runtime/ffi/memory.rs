@@ -33,11 +33,6 @@ impl Memory {
         self.address
     }
 
-    /// Bytes there are.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// Copies ordinary memory to `offset`; it has been read when this returns.
     pub fn write(&self, offset: usize, from: &[u8], stream: &Stream) -> Result<(), Error> {
         let to = self.at(offset, from.len());
@@ -117,7 +112,8 @@ pub(crate) struct HostMemory {
 
 enum Bytes {
     Pinned(NonNull<u8>, usize),
-    Plain(Vec<u8>),
+    /// Whole words, so that it begins where any number may; and how many bytes of them count.
+    Plain(Vec<u64>, usize),
 }
 
 // SAFETY: the memory belongs to this value alone.
@@ -141,14 +137,14 @@ impl HostMemory {
     /// Ordinary memory: copies pass through a buffer of the driver's and hold the caller up.
     pub fn plain(context: &Arc<Context>, bytes: usize) -> Result<Self, Error> {
         let done = Event::new(context, false)?;
-        Ok(Self { bytes: Bytes::Plain(vec![0; bytes]), done, context: context.clone() })
+        Ok(Self { bytes: Bytes::Plain(vec![0; bytes.div_ceil(8)], bytes), done, context: context.clone() })
     }
 
     /// Bytes there are.
     pub fn len(&self) -> usize {
         match &self.bytes {
             Bytes::Pinned(_, len) => *len,
-            Bytes::Plain(bytes) => bytes.len(),
+            Bytes::Plain(_, len) => *len,
         }
     }
 
@@ -158,7 +154,7 @@ impl HostMemory {
         Ok(match &mut self.bytes {
             // SAFETY: as many initialised bytes, ours alone: the last copy's event has passed.
             Bytes::Pinned(at, len) => unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), *len) },
-            Bytes::Plain(bytes) => bytes,
+            Bytes::Plain(words, len) => &mut bytemuck::cast_slice_mut(words)[..*len],
         })
     }
 
@@ -210,7 +206,7 @@ impl HostMemory {
     fn start(&mut self) -> *mut u8 {
         match &mut self.bytes {
             Bytes::Pinned(at, _) => at.as_ptr(),
-            Bytes::Plain(bytes) => bytes.as_mut_ptr(),
+            Bytes::Plain(words, _) => words.as_mut_ptr().cast(),
         }
     }
 }
