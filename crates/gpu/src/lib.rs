@@ -4,6 +4,7 @@
 //! - [`bench`]: its speed against its own copies.
 //! - [`checks`]: every kernel against the CPU's.
 //! - [`model`]: [`CardModel`], a model's files decoded on a card.
+//! - [`training`]: [`training::CardTrainer`], a model's files trained on a card.
 //!
 //! # Invariants
 //! Nothing here needs a card to be built or tested: the driver is found at run time, and tests bring one that runs kernels
@@ -13,6 +14,7 @@
 pub mod bench;
 pub mod checks;
 pub mod model;
+pub mod training;
 
 mod error;
 

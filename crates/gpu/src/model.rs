@@ -87,7 +87,7 @@ impl<'a, T: CacheElement> CardModel<'a, T> {
     }
 }
 
-fn shape_of(config: &ModelConfig) -> Shape {
+pub(crate) fn shape_of(config: &ModelConfig) -> Shape {
     Shape {
         hidden: config.hidden_size,
         inner: config.intermediate_size,
@@ -101,8 +101,8 @@ fn shape_of(config: &ModelConfig) -> Shape {
 }
 
 /// Weights by their names in files.
-struct Files<'a> {
-    files: &'a ModelFiles,
+pub(crate) struct Files<'a> {
+    pub files: &'a ModelFiles,
 }
 
 impl Files<'_> {

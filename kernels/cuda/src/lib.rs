@@ -10,6 +10,7 @@
 //! - [`runtime`]: a card's memory, streams and code; copies that overlap with computing.
 //! - [`ops`]: the kernels as functions.
 //! - [`decoder`]: a Llama-shaped model whose weights and KV cache lie on a card.
+//! - [`trainer`]: such a model trained on a card, optimizer state and blocks on the host where they do not fit.
 //! - [`usage`]: registers, spills and shared memory of each kernel, out of the compiler's log.
 //! - `tests/emulated/`: the same sources compiled as C++ and run on the CPU; `stand-in/`: a driver made of them, which
 //!   tests what launches them.
@@ -26,6 +27,7 @@ pub mod nvrtc;
 pub mod ops;
 pub mod runtime;
 pub mod sources;
+pub mod trainer;
 pub mod usage;
 
 /// What may lie on a card: any type whose bits are all values.

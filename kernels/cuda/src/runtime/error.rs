@@ -112,6 +112,14 @@ pub enum Error {
         /// What would be right.
         limit: String,
     },
+    /// A step whose loss or gradients are no numbers.
+    #[error("the loss is {loss} and the norm of its gradients {grad_norm}: nothing was updated")]
+    NotFinite {
+        /// Mean loss.
+        loss: f64,
+        /// Norm.
+        grad_norm: f64,
+    },
     /// A stretch outside a buffer.
     #[error("elements {from}..{to} of a buffer of {len}")]
     Range {
