@@ -5,9 +5,9 @@ use anyhow::Context;
 use hearth_cuda::nvrtc::Nvrtc;
 use hearth_cuda::runtime::device::ordinal_of;
 use hearth_cuda::runtime::{Device, Libraries};
-use hearth_gpu::bench::{self, Against, Extent, Speed};
+use hearth_gpu::bench::{self, Against, Extent, Speed, Training};
 use hearth_gpu::checks::{self, Outcome};
-use hearth_memory::{Budget, Ledger};
+use hearth_memory::{Budget, Ledger, Size};
 use serde::Serialize;
 use std::fs;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub enum GpuCommand {
     /// Holds every kernel against the CPU's
     Check(CheckArgs),
-    /// The same, then measures kernels, copies and decoding against the card's own copies
+    /// The same, then measures kernels, copies, decoding and training against the card's own copies
     Bench(BenchArgs),
 }
 
@@ -68,6 +68,8 @@ pub struct GpuReport {
     pub checks: Vec<Outcome>,
     /// Speeds; none when a check failed.
     pub speeds: Vec<Speed>,
+    /// Training steps; none when a check failed.
+    pub training: Vec<Training>,
     /// A sentence for each measurement that the card is too small for.
     pub left_out: Vec<String>,
 }
@@ -92,7 +94,8 @@ fn measure(args: &BenchArgs, ui: &Ui) -> anyhow::Result<GpuReport> {
     if report.ok() {
         let extent = if args.tiny { Extent::Tiny } else { Extent::Full };
         let measured = bench::run(&card, extent, |speed| ui.note(line(speed)))?;
-        (report.speeds, report.left_out) = (measured.speeds, measured.left_out);
+        (report.speeds, report.training) = (measured.speeds, measured.training);
+        report.left_out = measured.left_out;
     }
     if let Some(folder) = &args.out {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -126,6 +129,7 @@ fn check(device: &str, budget: Budget, tiny: bool, ui: &Ui) -> anyhow::Result<(A
         tiny,
         checks,
         speeds: Vec::new(),
+        training: Vec::new(),
         left_out: Vec::new(),
     };
     Ok((card, report))
@@ -155,6 +159,17 @@ fn goal(speed: &Speed, tiny: bool) -> String {
     }
 }
 
+/// A line of the table of training steps.
+fn training_row(steps: &Training) -> String {
+    let bytes = [steps.planned_bytes, steps.ledger_bytes, steps.driver_bytes, steps.host_bytes];
+    let [planned, ledger, driver, host] = bytes.map(|bytes| Size(bytes).to_string());
+    let Training { what, units_on_host, blocks_streamed, .. } = steps;
+    let tok_s = steps.tok_s();
+    format!(
+        "| {what} | {tok_s:.0} | {planned} | {ledger} | {driver} | {host} | {units_on_host}, {blocks_streamed} |\n"
+    )
+}
+
 impl GpuReport {
     fn failures(&self) -> usize {
         self.checks.iter().filter(|outcome| outcome.failure.is_some()).count()
@@ -179,6 +194,11 @@ impl GpuReport {
             text +=
                 &format!("| {} | {gb_s:.1} | {} | {} |\n", speed.what, share(speed), goal(speed, self.tiny));
         }
+        text += "\n| training | tokens/s | planned | ledger | driver | host | on the host, streamed |\n";
+        text += "|---|---|---|---|---|---|---|\n";
+        for steps in &self.training {
+            text += &training_row(steps);
+        }
         for sentence in &self.left_out {
             text += &format!("\nLeft out: {sentence}.\n");
         }
@@ -196,6 +216,9 @@ impl Report for GpuReport {
         let mut rows = vec![("card", self.conditions()), ("checks", verdict)];
         let speeds: Vec<String> = self.speeds.iter().map(line).collect();
         rows.extend(speeds.into_iter().map(|speed| ("speed", speed)));
+        let trained =
+            |steps: &Training| ("training", format!("{}: {:.0} tokens/s", steps.what, steps.tok_s()));
+        rows.extend(self.training.iter().map(trained));
         rows.extend(self.left_out.iter().map(|sentence| ("left out", sentence.clone())));
         table(rows)
     }

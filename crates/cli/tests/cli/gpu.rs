@@ -40,6 +40,13 @@ fn a_bench_checks_first_and_leaves_one_report_as_json_and_markdown() {
             "{line}"
         );
     }
+    let steps = all("training");
+    assert_eq!(steps.len(), 2, "{page}");
+    for steps in &steps {
+        assert_eq!(steps["planned_bytes"], steps["ledger_bytes"], "{steps}");
+        assert!(steps["what"].as_str().is_some_and(|what| page.contains(what)), "{steps}");
+    }
+    assert!(steps[1]["units_on_host"].as_u64() > Some(0), "the budget moves something: {}", steps[1]);
 }
 
 #[test]

@@ -12,22 +12,39 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Dimensions of a real model.
-struct Named {
-    name: &'static str,
-    hidden: usize,
-    inner: usize,
-    heads: usize,
-    kv_heads: usize,
-    layers: usize,
-    vocab: usize,
+pub(super) struct Named {
+    pub name: &'static str,
+    pub hidden: usize,
+    pub inner: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub layers: usize,
+    pub vocab: usize,
 }
 
-const MODELS: [Named; 3] = [
+impl Named {
+    pub fn shape(&self) -> Shape {
+        Shape {
+            hidden: self.hidden,
+            inner: self.inner,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.hidden / self.heads,
+            vocab: self.vocab,
+            eps: 1e-5,
+            windows: vec![0; self.layers],
+        }
+    }
+}
+
+/// By ascending size.
+pub(super) const MODELS: [Named; 4] = [
     Named { name: "135M", hidden: 576, inner: 1536, heads: 9, kv_heads: 3, layers: 30, vocab: 49152 },
     Named { name: "1.1B", hidden: 2048, inner: 5632, heads: 32, kv_heads: 4, layers: 22, vocab: 32000 },
+    Named { name: "3B", hidden: 3072, inner: 8192, heads: 24, kv_heads: 8, layers: 28, vocab: 128256 },
     Named { name: "8B", hidden: 4096, inner: 14336, heads: 32, kv_heads: 8, layers: 32, vocab: 128256 },
 ];
-const SMALL: [Named; 1] =
+pub(super) const SMALL: [Named; 1] =
     [Named { name: "tiny", hidden: 64, inner: 96, heads: 8, kv_heads: 4, layers: 2, vocab: 96 }];
 
 /// Each model in two formats, one sequence; gives a sentence for each that there is no room for.
@@ -63,16 +80,7 @@ fn decode(
 ) -> Result<Speed, Error> {
     let (first, steps) = (extent.pick(128, 2), extent.pick(128, 3));
     let context = first + steps;
-    let shape = Shape {
-        hidden: model.hidden,
-        inner: model.inner,
-        heads: model.heads,
-        kv_heads: model.kv_heads,
-        head_dim: model.hidden / model.heads,
-        vocab: model.vocab,
-        eps: 1e-5,
-        windows: vec![0; model.layers],
-    };
+    let shape = model.shape();
     let half = shape.head_dim / 2;
     let capacity = Capacity { rows: 1, context, blocks: blocks_of(context) };
     let mut weights = Blocks { format, bytes: 0 };

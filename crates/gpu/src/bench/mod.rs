@@ -5,10 +5,14 @@
 //! - `kernels`: copies within the card, products of one row, AdamW.
 //! - `streaming`: pinned copies, alone and while kernels compute.
 //! - `decoding`: whole models of random weights, a token at a time.
+//! - `training`: steps of such models, and full fine-tuning within a budget.
 
 mod decoding;
 mod kernels;
 mod streaming;
+mod training;
+
+pub use training::Training;
 
 use crate::Error;
 use hearth_cuda::runtime::{Device, Event, Stream};
@@ -70,6 +74,8 @@ impl Speed {
 pub struct Measured {
     /// Speeds in the order they were found.
     pub speeds: Vec<Speed>,
+    /// Training steps.
+    pub training: Vec<Training>,
     /// A sentence for each model that the card, or the budget, is too small for.
     pub left_out: Vec<String>,
 }
@@ -91,8 +97,10 @@ pub fn run(card: &Arc<Device>, extent: Extent, mut each: impl FnMut(&Speed)) -> 
     kernels::products(&bench, base, &mut found)?;
     found(kernels::adamw(&bench, base)?);
     streaming::run(&bench, &mut found)?;
-    let left_out = decoding::run(card, extent, base, &mut found)?;
-    Ok(Measured { speeds, left_out })
+    let mut left_out = decoding::run(card, extent, base, &mut found)?;
+    let mut trained = Vec::new();
+    left_out.extend(training::run(card, extent, &mut |steps| trained.push(steps))?);
+    Ok(Measured { speeds, training: trained, left_out })
 }
 
 /// What a card's memory and its link do, in bytes per second.
