@@ -16,6 +16,9 @@ pub struct ServerConfig {
     pub api_key: Option<String>,
     /// Largest request body.
     pub max_body_bytes: usize,
+    /// Bytes for bodies that are read and answers that are made or not yet taken, at most: each reserves beforehand what
+    /// it may become.
+    pub max_traffic_bytes: u64,
     /// Most connections at once; more wait in the system's queue.
     pub max_connections: usize,
     /// How long a client may take to send a request's head, and how long a connection may be idle.
@@ -53,6 +56,7 @@ impl ServerConfig {
             model_aliases: Vec::new(),
             api_key: None,
             max_body_bytes: 8 << 20,
+            max_traffic_bytes: 512 << 20,
             max_connections: 4096,
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),

@@ -119,6 +119,26 @@ impl ApiError {
         Self { code: Some("queue_timeout"), retry_after: Some(retry_after_s), ..error }
     }
 
+    /// 429: there is no room for a body or an answer of so many bytes now.
+    pub(crate) fn no_room(needed: u64, limit: u64, retry_after_s: u32) -> Self {
+        let message = format!(
+            "requests and answers under way leave no room for {needed} of {limit} bytes; try again later"
+        );
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        Self { code: Some("no_room"), retry_after: Some(retry_after_s), ..error }
+    }
+
+    /// 400: the longest answer would never fit.
+    pub(crate) fn answer_too_large(needed: u64, limit: u64) -> Self {
+        Self::field(
+            "max_tokens",
+            format!(
+                "the longest answer would take {needed} bytes, there is room for {limit}: ask for fewer tokens, sequences \
+                 or log-probabilities"
+            ),
+        )
+    }
+
     /// 500.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)

@@ -17,6 +17,7 @@
 //! - `error`: every failure as `{"error": {message, type, param, code}}`. Clients retry 408, 409, 429 and ≥ 500, so
 //!   what would fail again is another 4xx.
 //! - [`record`], [`replay`]: what became of each sequence; the same once more.
+//! - `room`: bytes for bodies and answers, reserved before they are needed.
 //! - `auth`, `request_id`, `metrics`: around every request.
 //!
 //! # Invariants
@@ -38,6 +39,7 @@ pub mod replay;
 mod request;
 mod request_id;
 mod response;
+mod room;
 mod router;
 mod routes;
 pub mod serve;

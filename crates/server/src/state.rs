@@ -5,6 +5,7 @@ use crate::config::ServerConfig;
 use crate::constrain::Grammars;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
+use crate::room::Room;
 use crate::tools::{self, Syntax};
 use hearth_data::{ChatTemplate, Tokenizer};
 use hearth_engine::EngineHandle;
@@ -79,6 +80,7 @@ struct Shared {
     phase: watch::Sender<Phase>,
     created: u64,
     sequences: Arc<AtomicUsize>,
+    room: Room,
 }
 
 /// How far the server's life has come.
@@ -97,6 +99,7 @@ impl AppState {
     pub fn new(config: ServerConfig) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let shared = Shared {
+            room: Room::new(config.max_traffic_bytes),
             config,
             service: OnceLock::new(),
             metrics: Arc::new(Metrics::new()),
@@ -133,6 +136,16 @@ impl AppState {
     /// The model, whatever the phase.
     pub(crate) fn loaded(&self) -> Option<Arc<Loaded>> {
         self.shared.service.get().cloned()
+    }
+
+    /// Room for bodies and answers.
+    pub(crate) fn room(&self) -> &Room {
+        &self.shared.room
+    }
+
+    /// Seconds after which a refused request is worth another try.
+    pub(crate) fn retry_after_s(&self) -> u32 {
+        self.loaded().map_or(1, |loaded| loaded.engine.retry_after_s())
     }
 
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {

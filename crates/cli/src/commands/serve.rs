@@ -54,6 +54,10 @@ pub struct ServeArgs {
     /// Longest wait for a place in the batch; whoever waits longer is told when to come back [default: no limit]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub max_queue_time: Option<Duration>,
+    /// Host memory for requests that are read and answers that are made or not yet taken, besides --memory: each reserves
+    /// beforehand what it may become, and is told when to come back if that is not free
+    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    pub max_traffic: Size,
     /// Name under which the model is listed [default: the file's or directory's]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -96,6 +100,7 @@ impl ServeArgs {
             kv_host: None,
             max_waiting: 1024,
             max_queue_time: None,
+            max_traffic: Size(512 << 20),
             name: None,
             speculation: SpeculationArgs::default(),
             adapter_folder: None,
@@ -233,6 +238,7 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
         api_key: args.api_key.clone(),
         max_seqs: args.max_seqs,
         max_queue_time: args.max_queue_time,
+        max_traffic_bytes: args.max_traffic.bytes(),
         tool_format: args.tool_format.clone(),
         adapter_folder: args.adapter_folder.clone(),
         observers: observers(args)?,

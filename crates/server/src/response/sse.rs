@@ -4,6 +4,7 @@ use super::Shape;
 use super::usage::Usage;
 use crate::generation::{Update, Updates};
 use crate::request::options::StreamOptions;
+use crate::room::Reservation;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
@@ -12,18 +13,20 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 /// Streams the updates of a request. When the client goes away, the stream and with it `updates` are dropped, which
-/// cancels the sequences.
+/// cancels the sequences, and gives the answer's room back.
 pub(crate) fn stream(
     updates: Updates,
     shape: impl Shape,
     usage: Usage,
     options: StreamOptions,
     keep_alive: Duration,
+    room: Reservation,
 ) -> Response {
     let writer = Writer { shape, usage, options, ready: VecDeque::new(), ended: false };
-    let events = futures_util::stream::unfold((updates, writer), |(mut updates, mut writer)| async move {
+    let from = (updates, writer, room);
+    let events = futures_util::stream::unfold(from, |(mut updates, mut writer, room)| async move {
         let event = writer.next(&mut updates).await?;
-        Some((Ok::<_, Infallible>(event), (updates, writer)))
+        Some((Ok::<_, Infallible>(event), (updates, writer, room)))
     });
     Sse::new(events).keep_alive(KeepAlive::new().interval(keep_alive)).into_response()
 }

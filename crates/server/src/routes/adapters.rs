@@ -18,7 +18,7 @@ pub(crate) async fn load(
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     let service = state.service()?;
-    let body = body::read(&headers, body, state.config()).await?;
+    let body = body::read(&headers, body, &state).await?;
     let mut fields = Fields::parse(&body)?;
     let (name, path) = (required(&mut fields, "lora_name")?, required(&mut fields, "lora_path")?);
     let in_place = fields.boolean("load_inplace")?.unwrap_or(false);
@@ -34,7 +34,7 @@ pub(crate) async fn unload(
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     let service = state.service()?;
-    let body = body::read(&headers, body, state.config()).await?;
+    let body = body::read(&headers, body, &state).await?;
     let name = required(&mut Fields::parse(&body)?, "lora_name")?;
     service.adapters().unload(state.config(), &name)?;
     Ok(Json(json!({"id": name, "object": "model", "deleted": true})))

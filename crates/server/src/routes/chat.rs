@@ -29,7 +29,7 @@ pub(crate) async fn chat(
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let service = state.service()?;
-    let body = body::read(&headers, body, state.config()).await?;
+    let body = body::read(&headers, body, &state).await?;
     let (request, mut sequences, usage) = {
         let service = service.clone();
         compute(move || prepare(&service, &body)).await?

@@ -24,7 +24,7 @@ pub(crate) async fn completions(
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let service = state.service()?;
-    let body = body::read(&headers, body, state.config()).await?;
+    let body = body::read(&headers, body, &state).await?;
     let most = state.config().max_sequences_per_request;
     let (request, mut sequences, usage) = {
         let service = service.clone();

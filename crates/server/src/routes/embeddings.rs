@@ -27,7 +27,7 @@ pub(crate) async fn embeddings(
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     let service = state.service()?;
-    let body = body::read(&headers, body, state.config()).await?;
+    let body = body::read(&headers, body, &state).await?;
     let most = state.config().max_sequences_per_request;
     let (request, inputs) = {
         let service = service.clone();

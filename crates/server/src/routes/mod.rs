@@ -17,6 +17,8 @@ use crate::request::options::StreamOptions;
 use crate::response::usage::Usage;
 use crate::response::{Shape, collect, sse};
 use crate::state::{AppState, Loaded};
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -46,15 +48,19 @@ pub(crate) async fn answer(
 ) -> Result<Response, ApiError> {
     let Job { about, sequences, mut usage, arrived, per_prompt, keep } = job;
     let count = sequences.len();
+    let requests = sequences.iter().map(|sequence| &sequence.request);
+    let room = state.room().for_answer(requests, service.engine.retry_after_s())?;
     let updates = start(state, service, sequences, about, arrived)?;
     match stream {
-        Some(options) => Ok(sse::stream(updates, shape, usage, options, state.config().keep_alive)),
+        Some(options) => Ok(sse::stream(updates, shape, usage, options, state.config().keep_alive, room)),
         None => {
             let mut outcomes = collect::collect(updates, &mut usage, count).await?;
             if keep < per_prompt {
                 outcomes = collect::best(outcomes, per_prompt, keep);
             }
-            Ok(axum::Json(shape.answer(outcomes, &usage)).into_response())
+            let answer = shape.answer(outcomes, &usage).to_string();
+            let kind = HeaderValue::from_static("application/json");
+            Ok(([(header::CONTENT_TYPE, kind)], Body::from(room.hold(answer.into()))).into_response())
         }
     }
 }

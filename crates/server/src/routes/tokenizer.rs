@@ -17,7 +17,7 @@ pub(crate) async fn tokenize(
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     let service = state.service()?;
-    let body = body::read(&headers, body, state.config()).await?;
+    let body = body::read(&headers, body, &state).await?;
     compute(move || tokens(&service, &body)).await.map(Json)
 }
 
@@ -45,7 +45,7 @@ pub(crate) async fn detokenize(
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     let service = state.service()?;
-    let body = body::read(&headers, body, state.config()).await?;
+    let body = body::read(&headers, body, &state).await?;
     compute(move || {
         let tokenizer = service.text_tokenizer()?;
         let ids = parse_detokenize(&body, service.engine.vocab_size())?;
