@@ -118,7 +118,7 @@ fn lora_base() -> PathBuf {
 fn every_case(claim: fn(&Path) -> Result<()>) {
     let committed = fixtures().join("parity");
     let mut cases = directories(&committed);
-    assert!(cases.len() >= 19, "{} has lost cases: {} are left", committed.display(), cases.len());
+    assert!(cases.len() >= 24, "{} has lost cases: {} are left", committed.display(), cases.len());
     if let Some(more) = std::env::var_os("HEARTH_PARITY_DIR") {
         cases.extend(directories(Path::new(&more)));
     }
@@ -342,6 +342,10 @@ impl WeightSource for Source<'_> {
 
     fn norm(&mut self, name: &str, len: usize) -> Result<Tensor<1>, hearth_model::Error> {
         self.vector(format!("{name}.weight"), len)
+    }
+
+    fn norm_bias(&mut self, name: &str, len: usize) -> Result<Tensor<1>, hearth_model::Error> {
+        self.vector(format!("{name}.bias"), len)
     }
 
     fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix, hearth_model::Error> {

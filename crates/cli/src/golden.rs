@@ -141,6 +141,10 @@ impl WeightSource for OneAtATime<'_> {
         self.vector(&format!("{name}.weight"), len)
     }
 
+    fn norm_bias(&mut self, name: &str, len: usize) -> Result<Tensor<1>, Error> {
+        self.vector(&format!("{name}.bias"), len)
+    }
+
     fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix, Error> {
         self.matrix(name, shape)
     }

@@ -87,6 +87,10 @@ impl WeightSource for Held {
         self.vector(&format!("{name}.weight"), len)
     }
 
+    fn norm_bias(&mut self, name: &str, len: usize) -> Result<Tensor<1>, ModelError> {
+        self.vector(&format!("{name}.bias"), len)
+    }
+
     fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix, ModelError> {
         self.matrix(name, shape)
     }
@@ -160,6 +164,10 @@ impl WeightSource for ResidentWeights {
 
     fn norm(&mut self, name: &str, len: usize) -> Result<Tensor<1>, ModelError> {
         self.held.norm(name, len)
+    }
+
+    fn norm_bias(&mut self, name: &str, len: usize) -> Result<Tensor<1>, ModelError> {
+        self.held.norm_bias(name, len)
     }
 
     fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix, ModelError> {

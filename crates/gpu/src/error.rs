@@ -15,6 +15,14 @@ pub enum Error {
         /// How many there are.
         vocab: usize,
     },
+    /// An architecture whose blocks the card's kernels do not compute.
+    #[error("model type `{model_type}` is not decoded on a card (decoded there: {known})")]
+    Architecture {
+        /// Of the files.
+        model_type: String,
+        /// What may be decoded.
+        known: String,
+    },
     /// Something a model has that decoding on a card does not know.
     #[error("{name}: the card multiplies no {format}; convert it to {known}")]
     Format {

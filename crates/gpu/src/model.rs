@@ -36,9 +36,10 @@ impl<'a, T: CacheElement> CardModel<'a, T> {
     /// Uploads a model's weights as they lie in their files: block formats as blocks, everything else as f32.
     ///
     /// # Errors
-    /// [`Error::Weights`] for files that do not hold what the configuration asks for, [`Error::Card`] when the budget does
+    /// [`Error::Architecture`] for another architecture, [`Error::Weights`] for files that do not hold what the configuration asks for, [`Error::Card`] when the budget does
     /// not hold them.
     pub fn load(device: &Arc<Device>, files: &'a ModelFiles, capacity: Capacity) -> Result<Self, Error> {
+        check_architecture(&files.config)?;
         let decoder = Decoder::new(device, shape_of(&files.config), capacity, &mut Files { files })?;
         Ok(Self { files, decoder, rope: Rope::new(&files.config) })
     }
@@ -84,6 +85,18 @@ impl<'a, T: CacheElement> CardModel<'a, T> {
         let row_bytes = width / meta.format.block_len() * meta.format.block_bytes();
         let bytes = self.files.tensors.bytes(&meta.name)?;
         Ok(decode(meta.format, &bytes[token as usize * row_bytes..][..row_bytes]))
+    }
+}
+
+/// What [`Decoder`] computes: pre-norm blocks with RMSNorm and a SiLU gate.
+const MODEL_TYPES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+
+fn check_architecture(config: &ModelConfig) -> Result<(), Error> {
+    match MODEL_TYPES.contains(&config.model_type.as_str()) {
+        true => Ok(()),
+        false => {
+            Err(Error::Architecture { model_type: config.model_type.clone(), known: MODEL_TYPES.join(", ") })
+        }
     }
 }
 

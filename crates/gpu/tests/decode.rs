@@ -74,6 +74,18 @@ fn f32_logits_are_the_cpus_to_1e_4_whatever_the_family_has() {
     }
 }
 
+#[test]
+fn families_of_other_blocks_are_refused_with_those_that_are_not() {
+    for name in ["gemma", "starcoder2-full"] {
+        let files = files(&format!("parity/{name}"));
+        let driver = StandIn::new();
+        let capacity = Capacity { rows: 1, context: 16, blocks: 1 };
+        let refused = CardModel::<f32>::load(&card(&driver, Budget::UNLIMITED), &files, capacity);
+        let error = refused.err().expect("refused").to_string();
+        assert!(error.contains(&files.config.model_type) && error.contains("llama, mistral"), "{error}");
+    }
+}
+
 /// The model with its matrices in `format`.
 struct Held {
     metas: Vec<TensorMeta>,

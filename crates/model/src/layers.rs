@@ -3,79 +3,53 @@
 mod attention;
 mod linear;
 mod mlp;
+mod norm;
 
 pub use attention::Attention;
 pub use linear::{Dropout, Linear, Lora, Matrix};
-pub use mlp::GatedMlp;
+pub use mlp::{GatedMlp, Mlp};
+pub use norm::{LayerNorm, Norm, RmsNorm};
 
-use crate::Error;
-use crate::source::WeightSource;
 use burn::tensor::Tensor;
-use hearth_kernels as kernels;
-use hearth_kernels::cpu::block::Gain;
-use hearth_weights::config::ModelConfig;
 use std::sync::Arc;
-
-/// Root-mean-square normalisation with a gain.
-pub struct RmsNorm {
-    gain: Tensor<1>,
-    eps: f32,
-}
-
-impl RmsNorm {
-    /// Loads `{name}.weight` of length `len`.
-    pub fn load(
-        w: &mut dyn WeightSource,
-        name: &str,
-        len: usize,
-        config: &ModelConfig,
-    ) -> Result<Self, Error> {
-        Ok(Self { gain: w.norm(name, len)?, eps: config.rms_norm_eps })
-    }
-
-    pub(crate) fn gain(&self) -> Gain {
-        Gain { gain: linear::floats(self.gain.clone()), eps: self.eps }
-    }
-
-    /// `x`: `[rows, len]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        kernels::rms_norm(x, self.gain.clone(), self.eps)
-    }
-
-    /// Normalises each head by itself. `x`: `[rows, heads, len]`.
-    pub fn forward_heads(&self, x: Tensor<3>) -> Tensor<3> {
-        let [rows, heads, len] = x.dims();
-        self.forward(x.reshape([rows * heads, len])).reshape([rows, heads, len])
-    }
-}
 
 /// Token embedding.
 pub struct Embedding {
     weight: Matrix,
+    scale: Option<f32>,
 }
 
 impl Embedding {
     /// From a `[vocab, d_model]` matrix.
     pub fn new(weight: Matrix) -> Self {
-        Self { weight }
+        Self { weight, scale: None }
+    }
+
+    /// Multiplies every row by `scale`.
+    pub fn scaled(self, scale: f32) -> Self {
+        Self { scale: Some(scale), ..self }
     }
 
     /// Token ids, each below the vocabulary size → `[ids, d_model]`.
     pub fn forward(&self, ids: &[u32]) -> Tensor<2> {
-        self.weight.rows(ids)
+        let x = self.weight.rows(ids);
+        match self.scale {
+            Some(scale) => x * scale,
+            None => x,
+        }
     }
 }
 
 /// Final norm and output head.
 pub struct Head {
-    norm: RmsNorm,
+    norm: Norm,
     weight: Matrix,
 }
 
 impl Head {
     /// From a norm and a `[vocab, d_model]` matrix.
-    pub fn new(norm: RmsNorm, weight: Matrix) -> Self {
-        Self { norm, weight }
+    pub fn new(norm: impl Into<Norm>, weight: Matrix) -> Self {
+        Self { norm: norm.into(), weight }
     }
 
     /// `x`: `[rows, d_model]` → `[rows, vocab]`.

@@ -12,6 +12,8 @@ pub trait WeightSource {
     fn linear(&mut self, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear, Error>;
     /// A norm's gain, `{name}.weight` of length `len`.
     fn norm(&mut self, name: &str, len: usize) -> Result<Tensor<1>, Error>;
+    /// A norm's bias, `{name}.bias` of length `len`.
+    fn norm_bias(&mut self, name: &str, len: usize) -> Result<Tensor<1>, Error>;
     /// An embedding or tied head, `{name}.weight`: `[vocab, d_model]`.
     fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix, Error>;
 }
@@ -105,6 +107,11 @@ impl WeightSource for Recorder {
 
     fn norm(&mut self, name: &str, len: usize) -> Result<Tensor<1>, Error> {
         self.record(format!("{name}.weight"), vec![len], false);
+        Ok(Tensor::empty([0], &Device::flex()))
+    }
+
+    fn norm_bias(&mut self, name: &str, len: usize) -> Result<Tensor<1>, Error> {
+        self.record(format!("{name}.bias"), vec![len], false);
         Ok(Tensor::empty([0], &Device::flex()))
     }
 

@@ -108,6 +108,10 @@ impl WeightSource for TrainSource<'_> {
         self.vector(&format!("{name}.weight"), len)
     }
 
+    fn norm_bias(&mut self, name: &str, len: usize) -> Result<Tensor<1>, Error> {
+        self.vector(&format!("{name}.bias"), len)
+    }
+
     fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix, Error> {
         self.matrix(&format!("{name}.weight"), shape)
     }

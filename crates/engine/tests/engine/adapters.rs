@@ -85,6 +85,10 @@ impl WeightSource for Trained<'_> {
         self.0.norm(name, len)
     }
 
+    fn norm_bias(&mut self, name: &str, len: usize) -> Result<Tensor<1>, ModelError> {
+        self.0.norm_bias(name, len)
+    }
+
     fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix, ModelError> {
         self.0.embedding(name, shape)
     }

@@ -64,6 +64,8 @@ fn responses_are_bit_equal_alone_in_a_mix_and_at_any_chunk_size() {
         "parity/qwen3",
         "parity/qwen2-layer-types",
         "parity/llama-rope-dynamic",
+        "parity/gemma",
+        "parity/starcoder2-window",
     ] {
         let files = open(case);
         let model = load(&files);

@@ -51,6 +51,10 @@ impl WeightSource for DenseWeights<'_> {
         self.tensor(&format!("{name}.weight"), [len])
     }
 
+    fn norm_bias(&mut self, name: &str, len: usize) -> Result<Tensor<1>, Error> {
+        self.tensor(&format!("{name}.bias"), [len])
+    }
+
     fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix, Error> {
         Ok(Matrix::Dense(self.tensor(&format!("{name}.weight"), shape)?))
     }

@@ -36,8 +36,7 @@ impl Architecture for Llama {
         let attention = Attention::load(weights, &format!("{name}.self_attn"), i, c)?;
         let mlp_norm = RmsNorm::load(weights, &format!("{name}.post_attention_layernorm"), c.hidden_size, c)?;
         let mlp = GatedMlp::load(weights, &format!("{name}.mlp"), c)?;
-        let fused = attention.fuse(&attention_norm, &mlp_norm, &mlp);
-        Ok(Box::new(LlamaBlock { attention_norm, attention, mlp_norm, mlp, fused }))
+        Ok(Box::new(LlamaBlock::new(attention_norm, attention, mlp_norm, mlp)))
     }
 
     fn head(&self, weights: &mut dyn WeightSource) -> Result<Head, Error> {
@@ -48,12 +47,25 @@ impl Architecture for Llama {
     }
 }
 
-struct LlamaBlock {
+/// `h = x + attention(norm(x))`, `y = h + mlp(norm(h))`.
+pub(super) struct LlamaBlock {
     attention_norm: RmsNorm,
     attention: Attention,
     mlp_norm: RmsNorm,
     mlp: GatedMlp,
     fused: Option<BlockWeights>,
+}
+
+impl LlamaBlock {
+    pub(super) fn new(
+        attention_norm: RmsNorm,
+        attention: Attention,
+        mlp_norm: RmsNorm,
+        mlp: GatedMlp,
+    ) -> Self {
+        let fused = attention.fuse(&attention_norm, &mlp_norm, &mlp);
+        Self { attention_norm, attention, mlp_norm, mlp, fused }
+    }
 }
 
 impl Block for LlamaBlock {

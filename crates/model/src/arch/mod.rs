@@ -1,6 +1,8 @@
 //! Architectures: one file per family, one line in [`FAMILIES`].
 
+mod gemma;
 mod llama;
+mod starcoder2;
 
 use crate::Error;
 use crate::context::AttentionContext;
@@ -47,7 +49,7 @@ pub struct Family {
 }
 
 /// Every family hearth knows.
-pub static FAMILIES: &[Family] = &[llama::FAMILY];
+pub static FAMILIES: &[Family] = &[llama::FAMILY, gemma::FAMILY, starcoder2::FAMILY];
 
 /// The architecture that a configuration names.
 ///

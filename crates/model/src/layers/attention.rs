@@ -6,7 +6,7 @@ use crate::context::AttentionContext;
 use crate::source::WeightSource;
 use burn::tensor::Tensor;
 use hearth_kernels::cpu::block::BlockWeights;
-use hearth_kernels::{Activation, AttentionSpec, rope};
+use hearth_kernels::{AttentionSpec, rope};
 use hearth_weights::config::ModelConfig;
 
 /// Projections around an [`AttentionContext`].
@@ -65,7 +65,7 @@ impl Attention {
             gate,
             up,
             down,
-            activation: Activation::Silu,
+            activation: mlp.activation(),
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,

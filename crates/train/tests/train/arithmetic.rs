@@ -125,7 +125,9 @@ fn adapter_gradients_are_pefts() {
 
 #[test]
 fn recomputation_changes_no_bit_of_any_gradient() {
-    for case in ["llama-gqa-tied", "qwen3-tied-biases-sharded", "mistral-window"] {
+    for case in
+        ["llama-gqa-tied", "qwen3-tied-biases-sharded", "mistral-window", "gemma", "starcoder2-window"]
+    {
         let files = model(case);
         let batch = MicroBatch::new(&sequences(4, files.config.vocab_size));
         for compute in [Compute::F32, Compute::Bf16] {

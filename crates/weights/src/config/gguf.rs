@@ -46,11 +46,12 @@ impl ModelConfig {
             num_kv_heads: keys.size("attention.head_count_kv")?.unwrap_or(num_heads),
             head_dim,
             max_position_embeddings: keys.required("context_length")?,
-            rms_norm_eps: keys.float("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5) as f32,
-            tie_word_embeddings: !has("output.weight"),
+            rms_norm_eps: keys.float(architecture.norm_eps)?.unwrap_or(1e-5) as f32,
+            tie_word_embeddings: architecture.always_tied || !has("output.weight"),
             qkv_bias: has("blk.0.attn_q.bias"),
             attention_out_bias: has("blk.0.attn_output.bias"),
             mlp_bias: has("blk.0.ffn_down.bias"),
+            activation: architecture.activation,
             qk_norm: has("blk.0.attn_q_norm.weight"),
             sliding_window: vec![window; num_layers],
             rope: keys.rope()?,
@@ -74,7 +75,7 @@ impl ModelConfig {
             ("attention.head_count_kv", size(self.num_kv_heads)),
             ("attention.key_length", size(self.head_dim)),
             ("attention.value_length", size(self.head_dim)),
-            ("attention.layer_norm_rms_epsilon", WriteValue::F32(self.rms_norm_eps)),
+            (architecture.norm_eps, WriteValue::F32(self.rms_norm_eps)),
             ("rope.dimension_count", size(self.head_dim)),
             ("rope.freq_base", WriteValue::F32(self.rope.theta as f32)),
             ("vocab_size", size(self.vocab_size)),
@@ -87,7 +88,20 @@ impl ModelConfig {
     }
 
     /// Why this configuration cannot be said in GGUF metadata, if it cannot.
-    pub(crate) fn refuse_for_gguf(&self) -> Result<(), Error> {
+    pub(crate) fn refuse_for_gguf(&self, architecture: &Architecture) -> Result<(), Error> {
+        if self.activation != architecture.activation {
+            return Err(Error::config(format!(
+                "the activation is {:?}, GGUF files of {} mean {:?}; convert to a bundle or safetensors",
+                self.activation, architecture.gguf, architecture.activation
+            )));
+        }
+        if architecture.always_tied && !self.tie_word_embeddings {
+            return Err(Error::config(format!(
+                "tie_word_embeddings is false, in GGUF files of {} the head is the embedding; convert to a bundle or \
+                 safetensors",
+                architecture.gguf
+            )));
+        }
         if matches!(self.rope.scaling, RopeScaling::Dynamic { .. }) {
             return Err(Error::config(
                 "rope_type is \"dynamic\", which GGUF files cannot express; convert to a bundle or safetensors",

@@ -1,117 +1,9 @@
 //! `config.json` ⇄ [`ModelConfig`], as transformers' configuration classes read it.
 
-use super::{ModelConfig, rope};
+use super::classes::{ACTIVATIONS, Bias, CLASSES, Class, Window, activation_name, model_types};
+use super::{Activation, ModelConfig, rope};
 use crate::Error;
 use serde_json::{Map, Value, json};
-
-/// Where a projection's bias comes from.
-enum Bias {
-    Always,
-    Never,
-    /// The named key decides; absent means no bias.
-    Key(&'static str),
-}
-
-/// Which transformer blocks have a sliding window.
-enum Window {
-    None,
-    /// `sliding_window` holds for every block; the number is the class default.
-    Every(usize),
-    /// Only with `use_sliding_window`, for blocks named in `layer_types` or from `max_window_layers` on.
-    Upper {
-        window: usize,
-        first: usize,
-    },
-}
-
-/// Defaults of one configuration class, for keys `config.json` leaves out.
-struct Class {
-    model_type: &'static str,
-    architecture: &'static str,
-    vocab_size: usize,
-    intermediate_size: usize,
-    max_position_embeddings: usize,
-    num_kv_heads: Option<usize>,
-    head_dim: Option<usize>,
-    bos: Option<u32>,
-    eos: Option<u32>,
-    qkv_bias: Bias,
-    attention_out_bias: Bias,
-    mlp_bias: Bias,
-    qk_norm: bool,
-    window: Window,
-}
-
-/// One row per model type. Values are those of transformers' `configuration_<type>.py`.
-static CLASSES: &[Class] = &[
-    Class {
-        model_type: "llama",
-        architecture: "LlamaForCausalLM",
-        vocab_size: 32000,
-        intermediate_size: 11008,
-        max_position_embeddings: 2048,
-        num_kv_heads: None,
-        head_dim: None,
-        bos: Some(1),
-        eos: Some(2),
-        qkv_bias: Bias::Key("attention_bias"),
-        attention_out_bias: Bias::Key("attention_bias"),
-        mlp_bias: Bias::Key("mlp_bias"),
-        qk_norm: false,
-        window: Window::None,
-    },
-    Class {
-        model_type: "mistral",
-        architecture: "MistralForCausalLM",
-        vocab_size: 32000,
-        intermediate_size: 14336,
-        max_position_embeddings: 4096 * 32,
-        num_kv_heads: Some(8),
-        head_dim: None,
-        bos: Some(1),
-        eos: Some(2),
-        qkv_bias: Bias::Never,
-        attention_out_bias: Bias::Never,
-        mlp_bias: Bias::Never,
-        qk_norm: false,
-        window: Window::Every(4096),
-    },
-    Class {
-        model_type: "qwen2",
-        architecture: "Qwen2ForCausalLM",
-        vocab_size: 151936,
-        intermediate_size: 22016,
-        max_position_embeddings: 32768,
-        num_kv_heads: Some(32),
-        head_dim: None,
-        bos: None,
-        eos: None,
-        qkv_bias: Bias::Always,
-        attention_out_bias: Bias::Never,
-        mlp_bias: Bias::Never,
-        qk_norm: false,
-        window: Window::Upper { window: 4096, first: 28 },
-    },
-    Class {
-        model_type: "qwen3",
-        architecture: "Qwen3ForCausalLM",
-        vocab_size: 151936,
-        intermediate_size: 22016,
-        max_position_embeddings: 32768,
-        num_kv_heads: Some(32),
-        head_dim: Some(128),
-        bos: None,
-        eos: None,
-        qkv_bias: Bias::Key("attention_bias"),
-        attention_out_bias: Bias::Key("attention_bias"),
-        mlp_bias: Bias::Never,
-        qk_norm: true,
-        window: Window::Upper { window: 4096, first: 28 },
-    },
-];
-
-/// Every `model_type` hearth has configuration defaults for.
-pub const MODEL_TYPES: &[&str] = &["llama", "mistral", "qwen2", "qwen3"];
 
 impl ModelConfig {
     /// Reads a `config.json` object: the dialect of transformers 4 (`rope_theta`, `rope_scaling`) or 5
@@ -123,9 +15,10 @@ impl ModelConfig {
         let fields = Fields(json);
         let class = class_of(&fields)?;
         fields.refuse_unsupported()?;
-        let num_layers = fields.size("num_hidden_layers", 32)?;
-        let num_heads = fields.size("num_attention_heads", 32)?;
-        let hidden_size = fields.size("hidden_size", 4096)?;
+        let activation = fields.activation(class)?;
+        let num_layers = fields.size("num_hidden_layers", class.num_layers)?;
+        let num_heads = fields.size("num_attention_heads", class.num_heads)?;
+        let hidden_size = fields.size("hidden_size", class.hidden_size)?;
         let max_position_embeddings =
             fields.size("max_position_embeddings", class.max_position_embeddings)?;
         if num_layers > 1 << 14 {
@@ -144,17 +37,18 @@ impl ModelConfig {
             num_kv_heads: fields.kv_heads(class.num_kv_heads, num_heads)?,
             head_dim: fields.head_dim(class.head_dim, hidden_size, num_heads)?,
             max_position_embeddings,
-            rms_norm_eps: fields.float("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?,
+            rms_norm_eps: fields.float(class.norm_eps.0)?.unwrap_or(class.norm_eps.1) as f32,
+            tie_word_embeddings: fields.flag("tie_word_embeddings", class.tied)?,
             qkv_bias: fields.bias(&class.qkv_bias)?,
             attention_out_bias: fields.bias(&class.attention_out_bias)?,
             mlp_bias: fields.bias(&class.mlp_bias)?,
+            activation,
             qk_norm: class.qk_norm,
             sliding_window: fields.windows(&class.window, num_layers)?,
             rope: rope::from_hf(&fields, max_position_embeddings)?,
             bos_token_id: fields.token("bos_token_id", class.bos)?,
             eos_token_ids: fields.tokens("eos_token_id", class.eos)?,
-            pad_token_id: fields.token("pad_token_id", None)?,
+            pad_token_id: fields.token("pad_token_id", class.pad)?,
         };
         config.validate()?;
         Ok(config)
@@ -173,9 +67,8 @@ impl ModelConfig {
             "num_attention_heads": self.num_heads,
             "num_key_value_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
-            "hidden_act": "silu",
+            "hidden_act": activation_name(self.activation),
             "max_position_embeddings": self.max_position_embeddings,
-            "rms_norm_eps": shortest(self.rms_norm_eps),
             "tie_word_embeddings": self.tie_word_embeddings,
             "rope_theta": self.rope.theta,
             "rope_scaling": rope::to_hf(&self.rope.scaling, self.max_position_embeddings),
@@ -184,10 +77,15 @@ impl ModelConfig {
             "pad_token_id": self.pad_token_id,
             "torch_dtype": "float32",
         }));
-        if let Bias::Key(key) = class.qkv_bias {
+        json.insert(class.norm_eps.0.into(), shortest(self.rms_norm_eps).into());
+        if class.model_type == "gemma" {
+            // What transformers 4 reads instead of `hidden_act`.
+            json.insert("hidden_activation".into(), activation_name(self.activation).into());
+        }
+        if let Bias::Key(key, _) = class.qkv_bias {
             json.insert(key.into(), (self.qkv_bias || self.attention_out_bias).into());
         }
-        if let Bias::Key(key) = class.mlp_bias {
+        if let Bias::Key(key, _) = class.mlp_bias {
             json.insert(key.into(), self.mlp_bias.into());
         }
         self.put_windows(&class.window, &mut json);
@@ -223,12 +121,12 @@ fn class_of(fields: &Fields<'_>) -> Result<&'static Class, Error> {
         None => {
             return Err(Error::config(format!(
                 "model_type is missing; hearth reads {}",
-                MODEL_TYPES.join(", ")
+                model_types().join(", ")
             )));
         }
     };
     CLASSES.iter().find(|c| c.model_type == model_type).ok_or_else(|| {
-        Error::config(format!("model_type is {model_type:?}, hearth reads {}", MODEL_TYPES.join(", ")))
+        Error::config(format!("model_type is {model_type:?}, hearth reads {}", model_types().join(", ")))
     })
 }
 
@@ -249,11 +147,33 @@ impl Fields<'_> {
                  directories and quantized GGUF files: use the unquantized model"
             )));
         }
-        match self.present("hidden_act") {
-            None => Ok(()),
-            Some(Value::String(s)) if s == "silu" || s == "swish" => Ok(()),
-            Some(other) => Err(wrong("hidden_act", other, "\"silu\", the only one hearth computes")),
+        match self.present("use_bidirectional_attention") {
+            None | Some(Value::Bool(false)) => Ok(()),
+            Some(other) => Err(wrong("use_bidirectional_attention", other, "false: hearth attends causally")),
         }
+    }
+
+    fn activation(&self, class: &Class) -> Result<Activation, Error> {
+        let key = match class.model_type {
+            // Gemma's first files say `gelu` and mean the other; transformers 4 came to read this key instead.
+            "gemma" if self.present("hidden_activation").is_some() => "hidden_activation",
+            _ => "hidden_act",
+        };
+        let found = match self.present(key) {
+            None => Some(class.activations[0]),
+            Some(Value::String(name)) if class.model_type == "gemma" && name == "gelu" => {
+                Some(Activation::GeluTanh)
+            }
+            Some(Value::String(name)) => ACTIVATIONS.iter().find(|(n, _)| n == name).map(|(_, a)| *a),
+            Some(_) => None,
+        };
+        found.filter(|found| class.activations.contains(found)).ok_or_else(|| {
+            let names: Vec<_> =
+                class.activations.iter().map(|a| format!("{:?}", activation_name(*a))).collect();
+            let wanted =
+                format!("{}, which is what hearth computes for {}", names.join(" or "), class.model_type);
+            wrong(key, &self.0[key], &wanted)
+        })
     }
 
     /// A whole number; absent takes the default, and so does `null`.
@@ -276,15 +196,15 @@ impl Fields<'_> {
         value.as_bool().map(Some).ok_or_else(|| wrong(key, value, "true or false"))
     }
 
-    fn flag(&self, key: &str) -> Result<bool, Error> {
-        Ok(self.optional_flag(key)?.unwrap_or(false))
+    fn flag(&self, key: &str, default: bool) -> Result<bool, Error> {
+        Ok(self.optional_flag(key)?.unwrap_or(default))
     }
 
     fn bias(&self, bias: &Bias) -> Result<bool, Error> {
         match bias {
             Bias::Always => Ok(true),
             Bias::Never => Ok(false),
-            Bias::Key(key) => self.flag(key),
+            Bias::Key(key, default) => self.flag(key, *default),
         }
     }
 
@@ -315,11 +235,11 @@ impl Fields<'_> {
             Window::Every(default) => {
                 let window = match self.0.get("sliding_window") {
                     Some(Value::Null) => None,
-                    _ => Some(self.size("sliding_window", default)?),
+                    _ => self.optional_size("sliding_window")?.or(default),
                 };
                 Ok(vec![window; num_layers])
             }
-            Window::Upper { .. } if !self.flag("use_sliding_window")? => Ok(vec![None; num_layers]),
+            Window::Upper { .. } if !self.flag("use_sliding_window", false)? => Ok(vec![None; num_layers]),
             Window::Upper { window, first } => {
                 let window = match self.0.get("sliding_window") {
                     Some(Value::Null) => None,

@@ -2,10 +2,11 @@
 //!
 //! # Layout
 //! - here: [`ModelConfig`] and what makes one valid;
-//! - `hf`: to and from `config.json`, with the defaults of transformers' configuration classes;
+//! - `hf`: to and from `config.json`; `classes`: the defaults of transformers' configuration classes;
 //! - `rope`: the `rope_scaling` / `rope_parameters` object;
 //! - `gguf`: to and from GGUF metadata.
 
+mod classes;
 mod gguf;
 mod hf;
 mod rope;
@@ -13,19 +14,18 @@ mod rope;
 use crate::Error;
 
 pub(crate) use gguf::{ROPE_DIVISORS, architecture};
-pub use hf::MODEL_TYPES;
 pub(crate) use hf::{add_generation_eos, one_or_many};
 
 /// A decoder-only transformer's shape and constants. Dimensions are element counts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// HF `model_type`: `llama`, `mistral`, `qwen2`, `qwen3`, …
+    /// HF `model_type`: `llama`, `mistral`, `gemma`, `starcoder2`, …
     pub model_type: String,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream (`d_model`).
     pub hidden_size: usize,
-    /// Inner width of the gated MLP.
+    /// Inner width of the MLP.
     pub intermediate_size: usize,
     /// Number of transformer blocks.
     pub num_layers: usize,
@@ -37,7 +37,7 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Longest position the model was trained for.
     pub max_position_embeddings: usize,
-    /// RMSNorm epsilon.
+    /// The norms' epsilon: added to the mean square (RMSNorm) or to the variance (LayerNorm).
     pub rms_norm_eps: f32,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
@@ -47,6 +47,8 @@ pub struct ModelConfig {
     pub attention_out_bias: bool,
     /// Biases in the MLP.
     pub mlp_bias: bool,
+    /// What the MLP's gate goes through, or its inner values where it has no gate.
+    pub activation: Activation,
     /// RMSNorm on each head of q and k before RoPE (Qwen3).
     pub qk_norm: bool,
     /// Window in tokens (a query sees itself and `window − 1` before it) for each block; `None` = full.
@@ -60,6 +62,17 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// Padding token.
     pub pad_token_id: Option<u32>,
+}
+
+/// Activation of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + e^−x)`; HF `silu`, `swish`.
+    Silu,
+    /// `x · Φ(x)`; HF `gelu`.
+    Gelu,
+    /// Its approximation by `tanh`; HF `gelu_pytorch_tanh`, `gelu_new`, `gelu_fast`.
+    GeluTanh,
 }
 
 /// Rotary position embedding: base and scaling.
@@ -128,10 +141,8 @@ impl ModelConfig {
         self.check_sizes()?;
         self.check_heads()?;
         if !(self.rms_norm_eps.is_finite() && (0.0..1.0).contains(&self.rms_norm_eps)) {
-            return Err(Error::config(format!(
-                "rms_norm_eps is {}, it must be at least 0 and below 1",
-                self.rms_norm_eps
-            )));
+            let (key, eps) = (classes::norm_key(&self.model_type), self.rms_norm_eps);
+            return Err(Error::config(format!("{key} is {eps}, it must be at least 0 and below 1")));
         }
         if self.sliding_window.len() != self.num_layers {
             return Err(Error::config(format!(

@@ -1,10 +1,10 @@
-//! A GGUF file's tensors under canonical names, q and k rows put in canonical order when read.
+//! A GGUF file's tensors under canonical names, brought into canonical form when read.
 
-use super::parse::{Gguf, Tensor};
-use super::rows;
+use super::parse::Gguf;
+use super::rows::Change;
 use crate::Error;
 use crate::config::{ModelConfig, ROPE_DIVISORS};
-use crate::key_map::{Architecture, Rows};
+use crate::key_map::{Architecture, Form};
 use crate::source::{TensorMeta, TensorSource, missing, position};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,8 +14,8 @@ use std::path::Path;
 pub struct GgufSource {
     file: Gguf,
     metas: Vec<TensorMeta>,
-    /// Beside `metas`: number in the file's table, and heads when rows are interleaved.
-    places: Vec<(usize, Option<usize>)>,
+    /// Beside `metas`: number in the file's table, and what changes on the way.
+    places: Vec<(usize, Change)>,
     /// Canonical names of tensors in unread formats, with their ggml type.
     unread: BTreeMap<String, u32>,
 }
@@ -31,15 +31,17 @@ impl GgufSource {
         // RoPE divisors are part of the configuration, not of any layer.
         let weights = file.tensors().iter().enumerate().filter(|(_, t)| t.name != ROPE_DIVISORS);
         for (number, tensor) in weights {
-            let (name, rows) =
-                architecture.to_canonical(&tensor.name).unwrap_or_else(|| (tensor.name.clone(), Rows::Same));
+            let (name, form) =
+                architecture.to_canonical(&tensor.name).unwrap_or_else(|| (tensor.name.clone(), Form::Same));
             let Some(format) = tensor.format else {
                 unread.insert(name, tensor.ggml_type);
                 continue;
             };
-            let heads = heads(config, rows);
-            check_heads(file.path(), tensor, heads)?;
-            table.push((TensorMeta { name, shape: tensor.shape.clone(), format }, (number, heads)));
+            let rows = tensor.shape.first().copied().unwrap_or(1);
+            let change = Change::new(form, config, format, rows)
+                .map_err(|what| Error::tensor(file.path(), &tensor.name, what))?;
+            let meta = TensorMeta { name, shape: tensor.shape.clone(), format: change.format(format) };
+            table.push((meta, (number, change)));
         }
         table.sort_by(|a, b| a.0.name.cmp(&b.0.name));
         let (metas, places): (Vec<TensorMeta>, Vec<_>) = table.into_iter().unzip();
@@ -66,25 +68,6 @@ impl GgufSource {
     }
 }
 
-/// Heads whose rows are interleaved, if the rows of this kind of tensor are.
-fn heads(config: &ModelConfig, rows: Rows) -> Option<usize> {
-    match rows {
-        Rows::Same => None,
-        Rows::QueryHeads => Some(config.num_heads),
-        Rows::KeyHeads => Some(config.num_kv_heads),
-    }
-}
-
-fn check_heads(path: &Path, tensor: &Tensor, heads: Option<usize>) -> Result<(), Error> {
-    match heads {
-        Some(heads) if !tensor.shape[0].is_multiple_of(2 * heads) => {
-            let what = format!("{} rows are not {heads} heads of an even width", tensor.shape[0]);
-            Err(Error::tensor(path, &tensor.name, what))
-        }
-        _ => Ok(()),
-    }
-}
-
 impl TensorSource for GgufSource {
     fn tensors(&self) -> &[TensorMeta] {
         &self.metas
@@ -92,13 +75,9 @@ impl TensorSource for GgufSource {
 
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, Error> {
         let at = position(&self.metas, name).ok_or_else(|| self.refusal(name))?;
-        let (number, heads) = self.places[at];
+        let (number, change) = self.places[at];
         let tensor = &self.file.tensors()[number];
-        let raw = self.file.raw(tensor);
-        Ok(match heads {
-            Some(heads) => Cow::Owned(rows::to_canonical(raw, heads, raw.len() / tensor.shape[0])),
-            None => Cow::Borrowed(raw),
-        })
+        Ok(change.canonical(self.file.raw(tensor), tensor.shape.first().copied().unwrap_or(1)))
     }
 
     fn release(&self, name: &str) {

@@ -1,8 +1,8 @@
 //! GGUF files that llama.cpp reads: version 3, one tensor in memory at a time.
 
-use super::rows;
+use super::rows::Change;
 use crate::config::ModelConfig;
-use crate::key_map::{self, Rows};
+use crate::key_map;
 use crate::source::{GgufVocabulary, TensorMeta};
 use crate::staged::StagedFile;
 use crate::{Error, quant};
@@ -51,7 +51,7 @@ struct Slot {
     offset: u64,
     bytes: u64,
     rows: usize,
-    heads: Option<usize>,
+    change: Change,
 }
 
 /// Writes one GGUF file tensor by tensor, in any order. The file appears under its name only when
@@ -64,17 +64,17 @@ pub struct GgufWriter {
 }
 
 impl GgufWriter {
-    /// Starts a file that will hold exactly `plan` (canonical names; file order). q and k rows are put in GGUF
-    /// order on the way; RoPE divisors are added where the configuration needs them.
+    /// Starts a file that will hold exactly `plan` (canonical names; file order). Tensors are put in GGUF's form
+    /// on the way; RoPE divisors are added where the configuration needs them.
     ///
     /// # Errors
     /// [`Error::Exists`], [`Error::Io`], [`Error::Config`] for what GGUF cannot express, [`Error::Tensor`] for a
     /// name the architecture does not have.
     pub fn create(path: &Path, header: &GgufHeader<'_>, plan: &[TensorMeta]) -> Result<GgufWriter, Error> {
         let config = header.config;
-        config.refuse_for_gguf()?;
         let architecture = key_map::by_model_type(&config.model_type)
             .ok_or_else(|| Error::config(format!("GGUF has no architecture for {:?}", config.model_type)))?;
+        config.refuse_for_gguf(architecture)?;
         let divisors = config.rope.divisors(config.head_dim);
         let mut table = Vec::new();
         let mut open = BTreeMap::new();
@@ -85,23 +85,17 @@ impl GgufWriter {
             at = (divisors.len() as u64 * 4).next_multiple_of(ALIGNMENT);
         }
         for meta in plan {
-            let (name, rows) = architecture.to_gguf(&meta.name).ok_or_else(|| {
+            let (name, form) = architecture.to_gguf(&meta.name).ok_or_else(|| {
                 Error::tensor(path, &meta.name, format!("GGUF has no name for it in {}", architecture.gguf))
             })?;
-            let heads = match rows {
-                Rows::Same => None,
-                Rows::QueryHeads => Some(config.num_heads),
-                Rows::KeyHeads => Some(config.num_kv_heads),
-            };
             let rows = meta.shape.first().copied().unwrap_or(1);
-            if heads.is_some_and(|h| rows % (2 * h) != 0) {
-                let what = format!("{rows} rows are not {heads:?} heads of an even width");
-                return Err(Error::tensor(path, &meta.name, what));
-            }
+            let change = Change::new(form, config, meta.format, rows)
+                .map_err(|what| Error::tensor(path, &meta.name, what))?;
+            let written = TensorMeta { format: change.format(meta.format), ..meta.clone() };
             let bytes = meta.byte_len() as u64;
-            table.push((name.clone(), meta.shape.clone(), meta.format, at));
-            open.insert(meta.name.clone(), Slot { name, offset: at, bytes, rows, heads });
-            at = (at + bytes).next_multiple_of(ALIGNMENT);
+            table.push((name.clone(), meta.shape.clone(), written.format, at));
+            open.insert(meta.name.clone(), Slot { name, offset: at, bytes, rows, change });
+            at = (at + written.byte_len() as u64).next_multiple_of(ALIGNMENT);
         }
         let keys = metadata(header, architecture, plan);
         let head = encode_header(&keys, &table);
@@ -135,11 +129,7 @@ impl GgufWriter {
             return Err(Error::tensor(path, name, what));
         }
         self.file.seek(SeekFrom::Start(slot.offset)).map_err(Error::io(path))?;
-        let written = match slot.heads {
-            Some(heads) => self.file.write_all(&rows::to_gguf(bytes, heads, bytes.len() / slot.rows)),
-            None => self.file.write_all(bytes),
-        };
-        written.map_err(Error::io(path))
+        self.file.write_all(&slot.change.gguf(bytes, slot.rows)).map_err(Error::io(path))
     }
 
     /// Makes the file durable and visible.

@@ -1,5 +1,6 @@
 //! Fixtures and small models shared by the tests.
 
+use hearth_weights::config::Activation::{GeluTanh, Silu};
 use hearth_weights::quant;
 use hearth_weights::{ModelConfig, RopeConfig, RopeScaling, TensorMeta};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ pub fn tiny_config(model_type: &str) -> ModelConfig {
         qkv_bias: model_type == "qwen2",
         attention_out_bias: false,
         mlp_bias: false,
+        activation: if matches!(model_type, "gemma" | "starcoder2") { GeluTanh } else { Silu },
         qk_norm: model_type == "qwen3",
         sliding_window: vec![None; 2],
         rope: RopeConfig { theta: 10000.0, scaling: RopeScaling::None },

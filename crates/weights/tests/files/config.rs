@@ -1,6 +1,7 @@
 //! `config.json`: understood as transformers understands it, and refused with a sentence where it cannot be.
 
 use crate::common::{fixture, tiny_config};
+use hearth_weights::config::Activation;
 use hearth_weights::{ModelConfig, RopeScaling};
 use serde_json::{Map, Value, json};
 
@@ -26,6 +27,12 @@ fn check(config: &ModelConfig, expected: &Value, case: &Value) {
         ("mlp_bias", config.mlp_bias),
         ("qk_norm", config.qk_norm),
     ];
+    let activation = match config.activation {
+        Activation::Silu => "silu",
+        Activation::Gelu => "gelu",
+        Activation::GeluTanh => "gelu_pytorch_tanh",
+    };
+    assert_eq!(activation, expected["activation"], "{case}");
     for (key, flag) in flags {
         assert_eq!(flag, expected[key].as_bool().unwrap(), "{key} of {case}");
     }
@@ -121,7 +128,7 @@ fn contradictions_are_named_with_key_value_and_limit() {
     let rope = |rope: Value| json!({"rope_scaling": rope});
     let cases = [
         (json!({"model_type": null}), "model_type"),
-        (json!({"model_type": "gpt2"}), "llama, mistral, qwen2, qwen3"),
+        (json!({"model_type": "gpt2"}), "llama, mistral, qwen2, qwen3, gemma, starcoder2"),
         (json!({"vocab_size": 0}), "vocab_size is 0"),
         (json!({"hidden_size": -8}), "hidden_size is -8"),
         (json!({"hidden_size": "big"}), "hidden_size is \"big\""),
@@ -134,7 +141,17 @@ fn contradictions_are_named_with_key_value_and_limit() {
         (json!({"head_dim": 7}), "head_dim is 7"),
         (json!({"rms_norm_eps": "1e-5"}), "rms_norm_eps"),
         (json!({"rms_norm_eps": -1.0}), "rms_norm_eps is -1"),
-        (json!({"hidden_act": "gelu"}), "hidden_act is \"gelu\""),
+        (json!({"hidden_act": "gelu"}), "hidden_act is \"gelu\", it must be \"silu\""),
+        (
+            json!({"model_type": "gemma", "hidden_activation": "gelu_quick"}),
+            "hidden_activation is \"gelu_quick\"",
+        ),
+        (
+            json!({"model_type": "gemma", "use_bidirectional_attention": true}),
+            "use_bidirectional_attention is true",
+        ),
+        (json!({"model_type": "starcoder2", "hidden_act": ["gelu"]}), "\"gelu_pytorch_tanh\" or \"gelu\""),
+        (json!({"model_type": "starcoder2", "norm_epsilon": 1}), "norm_epsilon is 1"),
         (json!({"eos_token_id": "</s>"}), "eos_token_id"),
         (json!({"eos_token_id": [1, 5_000_000_000u64]}), "eos_token_id"),
         (json!({"tie_word_embeddings": "yes"}), "tie_word_embeddings"),

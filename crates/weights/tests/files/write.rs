@@ -2,6 +2,8 @@
 
 use crate::common::{f32_meta, fixture, le, tiny_config, values};
 use hearth_weights::bundle::{self, BundleWriter};
+use hearth_weights::config::Activation;
+use hearth_weights::gguf::Gguf;
 use hearth_weights::quant::{self, by_name};
 use hearth_weights::safetensors::{SafetensorsSource, SafetensorsWriter};
 use hearth_weights::{
@@ -215,6 +217,77 @@ fn quantized_gguf_rows_survive_the_reordering() {
             );
         }
     }
+}
+
+/// Writes tensors of these shapes into a GGUF file and gives the model read back.
+fn through_gguf(config: &ModelConfig, tensors: &[(&str, &[usize])]) -> (TempDir, Result<ModelFiles, Error>) {
+    let directory = scratch();
+    let to = directory.path().join("m.gguf");
+    let plan: Vec<_> = tensors.iter().map(|(name, shape)| f32_meta(name, shape)).collect();
+    let header = GgufHeader { name: "t", config, vocabulary: None, chat_template: None };
+    let written = GgufWriter::create(&to, &header, &plan).and_then(|mut writer| {
+        for meta in &plan {
+            writer.tensor(&meta.name, &le(&values(meta.elements(), 3)))?;
+        }
+        writer.finish()
+    });
+    (directory, written.and_then(|()| open(&to)))
+}
+
+#[test]
+fn gemmas_norms_are_gains_in_gguf_files_and_weights_beside_one_again_here() {
+    let config = tiny_config("gemma");
+    let names: [(&str, &[usize]); 3] = [
+        ("model.embed_tokens.weight", &[40, 32]),
+        ("model.layers.0.input_layernorm.weight", &[32]),
+        ("model.norm.weight", &[32]),
+    ];
+    let (directory, back) = through_gguf(&config, &names);
+    let back = back.unwrap();
+    assert_eq!(back.config, ModelConfig { bos_token_id: None, eos_token_ids: vec![], ..config.clone() });
+    let stored = Gguf::open(&directory.path().join("m.gguf")).unwrap();
+    let raw = |name: &str| {
+        let tensor = stored.tensors().iter().find(|t| t.name == name).unwrap();
+        stored.raw(tensor).as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<_>>()
+    };
+    for (canonical, name) in [
+        ("model.layers.0.input_layernorm.weight", "blk.0.attn_norm.weight"),
+        ("model.norm.weight", "output_norm.weight"),
+    ] {
+        let gains: Vec<f32> = values(32, 3).iter().map(|v| v + 1.0).collect();
+        assert_eq!(raw(name), gains);
+        // The gain that is computed with is the same to the bit.
+        let weights = back.tensors.read_f32(canonical).unwrap();
+        assert_eq!(weights.iter().map(|v| v + 1.0).collect::<Vec<_>>(), gains);
+    }
+    assert_eq!(raw("token_embd.weight"), values(40 * 32, 3));
+    let untied = ModelConfig { tie_word_embeddings: false, ..config };
+    let error = through_gguf(&untied, &names).1.err().unwrap().to_string();
+    assert!(error.contains("tie_word_embeddings is false"), "{error}");
+}
+
+#[test]
+fn starcoder2_keeps_its_biases_epsilon_and_window_through_gguf() {
+    let mut config = tiny_config("starcoder2");
+    (config.qkv_bias, config.attention_out_bias, config.mlp_bias) = (true, true, true);
+    (config.rms_norm_eps, config.sliding_window) = (1e-3, vec![Some(5); 2]);
+    let names: [(&str, &[usize]); 7] = [
+        ("model.embed_tokens.weight", &[40, 32]),
+        ("model.layers.0.self_attn.q_proj.bias", &[32]),
+        ("model.layers.0.self_attn.o_proj.bias", &[32]),
+        ("model.layers.0.input_layernorm.bias", &[32]),
+        ("model.layers.0.mlp.c_fc.weight", &[64, 32]),
+        ("model.layers.0.mlp.c_proj.bias", &[32]),
+        ("model.norm.bias", &[32]),
+    ];
+    let back = through_gguf(&config, &names).1.unwrap();
+    assert_eq!(back.config, ModelConfig { bos_token_id: None, eos_token_ids: vec![], ..config.clone() });
+    for (name, shape) in names {
+        assert_eq!(back.tensors.read_f32(name).unwrap(), values(shape.iter().product(), 3), "{name}");
+    }
+    config.activation = Activation::Gelu;
+    let error = through_gguf(&config, &names).1.err().unwrap().to_string();
+    assert!(error.contains("the activation is Gelu, GGUF files of starcoder2 mean GeluTanh"), "{error}");
 }
 
 #[test]
