@@ -11,6 +11,7 @@ pub use mlp::{GatedMlp, Mlp};
 pub use norm::{LayerNorm, Norm, RmsNorm};
 
 use burn::tensor::Tensor;
+use hearth_kernels::cpu::resize;
 use std::sync::Arc;
 
 /// Token embedding.
@@ -63,12 +64,7 @@ impl Head {
         match &self.weight {
             Matrix::Packed(w) => {
                 let (rows, h): (usize, Vec<f32>) = (x.dims()[0], floats(self.norm.forward(x)));
-                let len = rows * w.rows();
-                if len > out.capacity() {
-                    *out = Vec::new();
-                    out.reserve_exact(len);
-                }
-                out.resize(len, 0.0);
+                resize(out, rows * w.rows());
                 w.multiply(&h, out);
             }
             _ => *out = floats(self.logits(x)),

@@ -49,6 +49,16 @@ pub(crate) unsafe fn to_be_written(y: &mut [f32]) -> &mut [MaybeUninit<f32>] {
     unsafe { &mut *(std::ptr::from_mut(y) as *mut [MaybeUninit<f32>]) }
 }
 
+/// To exactly `len` elements of whatever value, with no more memory than for the most that were ever asked for.
+pub fn resize<T: Clone + Default>(x: &mut Vec<T>, len: usize) {
+    if len > x.capacity() {
+        // Before the new memory is taken, so that both are never there at once.
+        *x = Vec::new();
+        x.reserve_exact(len);
+    }
+    x.resize(len, T::default());
+}
+
 /// Rows per task, so that a task is worth the hand-over to another thread.
 pub(crate) fn rows_per_task(rows: usize, width: usize) -> usize {
     const MIN_ELEMENTS: usize = 1 << 13;

@@ -3,7 +3,7 @@
 //! A block is scaled by its own largest magnitude, so a row's bytes depend on that row alone.
 
 use super::BLOCK;
-use crate::cpu::pool;
+use crate::cpu::{pool, resize};
 
 /// Fewest rows worth waking other threads for.
 const PARALLEL_ROWS: usize = 32;
@@ -58,16 +58,6 @@ impl Int8Rows {
         resize(&mut self.scales, rows * self.blocks);
         resize(&mut self.sums, rows * self.blocks);
     }
-}
-
-/// To exactly `len` elements of whatever value, with no more memory than for the most that were ever asked for.
-pub(crate) fn resize<T: Clone + Default>(x: &mut Vec<T>, len: usize) {
-    if len > x.capacity() {
-        // Before the new memory is taken, so that both are never there at once.
-        *x = Vec::new();
-        x.reserve_exact(len);
-    }
-    x.resize(len, T::default());
 }
 
 /// Whole blocks of `x`, one after another.
