@@ -2,11 +2,12 @@
 //!
 //! # Layout
 //! - [`values`]: types, numbers and comparisons.
-//! - `pointwise`, `products`, `attention`, `training`: the checks. A new one is one line in [`CHECKS`].
+//! - `pointwise`, `products`, `attention`, `training`: the checks of kernels; `steps`: of whole training steps. A new one is one line in [`CHECKS`].
 
 mod attention;
 mod pointwise;
 mod products;
+mod steps;
 mod training;
 pub mod values;
 
@@ -61,6 +62,12 @@ pub static CHECKS: &[Check] = &[
         claim: "sampling is greedy, refuses what is no number and draws the same again",
         run: training::sampling,
     },
+    Check { claim: "every gradient of a model is the slope of its loss", run: steps::slopes },
+    Check {
+        claim: "gradients of a model in bf16 are those in f32 within their rounding",
+        run: steps::rounded,
+    },
+    Check { claim: "training steps have the same bits wherever their state lies", run: steps::layouts },
 ];
 
 /// What became of a check.
