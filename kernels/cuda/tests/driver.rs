@@ -1,36 +1,20 @@
-//! Listing cards, through a stand-in for the driver: a library with the same functions, compiled here.
+//! Listing cards, through the stand-in for the driver.
 
 use hearth_cuda::driver::{Card, Driver, Error};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use hearth_cuda_stand_in::StandIn;
+use std::path::Path;
 
-/// A driver with these definitions, as a library of its own.
-fn stand_in(name: &str, definitions: &[&str]) -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let library = target.join(format!("libstand-in-{name}-{}.so", std::process::id()));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stand_in_driver.c");
-    let defaults = ["-DINIT=0", "-DVERSION=12040", "-DCOUNT=2"];
-    let mut compile = Command::new("cc");
-    compile
-        .args(["-shared", "-fPIC", "-w"])
-        .args(defaults)
-        .args(definitions)
-        .arg("-o")
-        .args([&library, &source]);
-    let status = compile.status().expect("a C compiler is needed; on Debian: apt install build-essential");
-    assert!(status.success(), "{compile:?}");
-    library
+/// A stand-in with these settings, opened.
+fn open(settings: &[(&str, i64)]) -> (StandIn, Result<Driver, Error>) {
+    let stand_in = StandIn::new();
+    settings.iter().for_each(|(name, value)| stand_in.set(name, *value));
+    let driver = Driver::open_at(stand_in.path());
+    (stand_in, driver)
 }
 
-fn open(name: &str, definitions: &[&str]) -> Result<Driver, Error> {
-    let library = stand_in(name, definitions);
-    let driver = Driver::open_at(&library);
-    std::fs::remove_file(library).expect("our own file");
-    driver
-}
-
-fn sentence(name: &str, definitions: &[&str]) -> String {
-    match open(name, definitions) {
+fn sentence(settings: &[(&str, i64)]) -> String {
+    let (_stand_in, driver) = open(settings);
+    match driver {
         Ok(driver) => driver.cards().expect_err("nothing to list").to_string(),
         Err(error) => error.to_string(),
     }
@@ -38,32 +22,34 @@ fn sentence(name: &str, definitions: &[&str]) -> String {
 
 #[test]
 fn cards_are_listed_with_capability_and_memory() {
-    let driver = open("cards", &[]).expect("a good driver");
+    let (stand_in, driver) = open(&[("count", 2), ("version", 12040), ("total_bytes", 5 << 20)]);
+    let driver = driver.expect("a good driver");
     assert_eq!(driver.version().expect("its version"), (12, 4));
-    let card = |name: &str, capability, total: u64, free_bytes| Card {
-        name: name.into(),
+    let card = |capability| Card {
+        name: "stand-in".into(),
         capability,
-        total_bytes: total << 30,
-        free_bytes,
+        total_bytes: 5 << 20,
+        free_bytes: Some(5 << 20),
     };
-    let cards = driver.cards().expect("two cards");
-    assert_eq!(cards, [card("Card A", (9, 0), 40, Some(5)), card("Card B", (7, 5), 41, None)]);
-    assert_eq!(cards.iter().map(Card::is_supported).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(driver.cards().expect("two cards"), [card((9, 0)), card((9, 0))]);
+    (stand_in.set("major", 7), stand_in.set("minor", 5));
+    let old = driver.cards().expect("two cards");
+    assert_eq!(old, [card((7, 5)), card((7, 5))]);
+    assert!(card((9, 0)).is_supported() && !old[0].is_supported());
 }
 
 #[test]
 fn every_reason_for_no_cards_is_one_sentence() {
-    let missing =
-        Driver::open_at(Path::new("/nowhere/libcuda.so.1")).err().expect("there is none").to_string();
-    assert_eq!(missing, "no NVIDIA driver: libcuda.so.1 cannot be loaded");
+    let at = |path: &str| Driver::open_at(Path::new(path)).err().expect("no driver").to_string();
+    assert_eq!(at("/nowhere/libcuda.so.1"), "no NVIDIA driver: libcuda.so.1 cannot be loaded");
+    let foreign = at("libc.so.6");
+    assert!(foreign.contains(" is not an NVIDIA driver: it lacks cu"), "{foreign}");
     let old = "the NVIDIA driver is made for CUDA 11.4, 12.0 or newer is needed: update the driver";
-    assert_eq!(sentence("old", &["-UVERSION", "-DVERSION=11040"]), old);
-    assert_eq!(sentence("none", &["-UINIT", "-DINIT=100"]), "the NVIDIA driver finds no card");
-    assert_eq!(sentence("zero", &["-UCOUNT", "-DCOUNT=0"]), "the NVIDIA driver finds no card");
-    let failed = "the NVIDIA driver: cuInit failed with code 802 (system not yet initialized)";
-    assert_eq!(sentence("failed", &["-UINIT", "-DINIT=802"]), failed);
-    assert!(sentence("unknown", &["-UINIT", "-DINIT=999"]).ends_with("code 999 (unknown)"));
-    assert!(
-        sentence("foreign", &["-DFOREIGN"]).ends_with("is not an NVIDIA driver: it lacks cuMemGetInfo_v2")
-    );
+    assert_eq!(sentence(&[("version", 11040)]), old);
+    assert_eq!(sentence(&[("init", 100)]), "the NVIDIA driver finds no card");
+    assert_eq!(sentence(&[("count", 0)]), "the NVIDIA driver finds no card");
+    let failed =
+        "the NVIDIA driver: cuInit failed with code 46 (CUDA-capable device(s) is/are busy or unavailable)";
+    assert_eq!(sentence(&[("init", 46)]), failed);
+    assert!(sentence(&[("init", 999)]).ends_with("code 999 (unknown)"));
 }
