@@ -36,8 +36,8 @@ impl<'a, T: CacheElement> CardModel<'a, T> {
     /// Uploads a model's weights as they lie in their files: block formats as blocks, everything else as f32.
     ///
     /// # Errors
-    /// [`Error::Architecture`] for another architecture, [`Error::Weights`] for files that do not hold what the configuration asks for, [`Error::Card`] when the budget does
-    /// not hold them.
+    /// [`Error::Architecture`] for another architecture, [`Error::Weights`] for files that do not hold what the
+    /// configuration asks for, [`Error::Card`] when the budget does not hold them.
     pub fn load(device: &Arc<Device>, files: &'a ModelFiles, capacity: Capacity) -> Result<Self, Error> {
         check_architecture(&files.config)?;
         let decoder = Decoder::new(device, shape_of(&files.config), capacity, &mut Files { files })?;
@@ -91,7 +91,7 @@ impl<'a, T: CacheElement> CardModel<'a, T> {
 /// What [`Decoder`] computes: pre-norm blocks with RMSNorm and a SiLU gate.
 const MODEL_TYPES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
-fn check_architecture(config: &ModelConfig) -> Result<(), Error> {
+pub(crate) fn check_architecture(config: &ModelConfig) -> Result<(), Error> {
     match MODEL_TYPES.contains(&config.model_type.as_str()) {
         true => Ok(()),
         false => {

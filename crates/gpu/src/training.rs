@@ -1,7 +1,7 @@
 //! A model's files, trained on a card.
 
 use crate::Error;
-use crate::model::{Files, shape_of};
+use crate::model::{Files, check_architecture, shape_of};
 use hearth_cuda::runtime::Device;
 use hearth_cuda::trainer::{Compute, MicroBatch, Model, Plan, Report, Trainer};
 use hearth_kernels::cpu::adamw::AdamWRule;
@@ -56,9 +56,10 @@ impl<T: Compute> CardTrainer<T> {
     /// Takes the plan's memory and uploads the weights, which must lie in a float format.
     ///
     /// # Errors
-    /// [`Error::Weights`] for files that do not hold what the configuration asks for, [`Error::Card`] when the budget does
-    /// not hold the plan.
+    /// [`Error::Architecture`] for another architecture, [`Error::Weights`] for files that do not hold what the
+    /// configuration asks for, [`Error::Card`] when the budget does not hold the plan.
     pub fn load(device: &Arc<Device>, files: &ModelFiles, plan: Plan) -> Result<Self, Error> {
+        check_architecture(&files.config)?;
         let trainer = Trainer::new(device, plan, &mut Files { files })?;
         Ok(Self { trainer, rope: Rope::new(&files.config) })
     }

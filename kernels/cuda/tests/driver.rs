@@ -32,7 +32,8 @@ fn cards_are_listed_with_capability_and_memory() {
         free_bytes: Some(5 << 20),
     };
     assert_eq!(driver.cards().expect("two cards"), [card((9, 0)), card((9, 0))]);
-    (stand_in.set("major", 7), stand_in.set("minor", 5));
+    stand_in.set("major", 7);
+    stand_in.set("minor", 5);
     let old = driver.cards().expect("two cards");
     assert_eq!(old, [card((7, 5)), card((7, 5))]);
     assert!(card((9, 0)).is_supported() && !old[0].is_supported());

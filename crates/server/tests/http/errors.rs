@@ -5,6 +5,8 @@ use hearth_engine::EngineConfig;
 use hearth_engine::api::{Request, Sampling};
 use hearth_server::ServerConfig;
 use serde_json::{Value, json};
+use std::io::Write;
+use std::net::TcpStream;
 
 /// Every error has the shape OpenAI's clients parse.
 fn check(answer: &Answer, status: u16, kind: &str, words: &str) {
@@ -65,7 +67,8 @@ fn a_body_over_the_limit_is_refused_unread() {
 fn what_there_is_no_room_for_is_refused_before_it_is_made() {
     let config = ServerConfig { max_traffic_bytes: 1 << 20, ..ServerConfig::new(MODEL) };
     let server = Server::start(config, service(engine(EngineConfig::default())));
-    let asked = |n: usize, logprobs: usize| json!({"prompt": "x", "max_tokens": 100, "n": n, "logprobs": logprobs});
+    let asked =
+        |n: usize, logprobs: usize| json!({"prompt": "x", "max_tokens": 100, "n": n, "logprobs": logprobs});
     assert_eq!(server.post("/v1/completions", &asked(1, 5)).status, 200);
     check(&server.post("/v1/completions", &asked(64, 5)), 400, "invalid_request_error", "fewer tokens");
     // A body that is announced and does not come keeps its room; its connection's end gives it back.
@@ -73,7 +76,10 @@ fn what_there_is_no_room_for_is_refused_before_it_is_made() {
     stuck.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 60000\r\n\r\n{").unwrap();
     eventually("a 429", || server.post("/v1/completions", &asked(4, 5)).status == 429);
     let refused = server.post("/v1/completions", &asked(4, 5));
-    assert_eq!((refused.json()["error"]["code"].as_str(), refused.header("retry-after").is_empty()), (Some("no_room"), false));
+    assert_eq!(
+        (refused.json()["error"]["code"].as_str(), refused.header("retry-after").is_empty()),
+        (Some("no_room"), false)
+    );
     drop(stuck);
     eventually("an answer", || server.post("/v1/completions", &asked(4, 5)).status == 200);
 }
