@@ -219,3 +219,28 @@ fn a_plan_fits_its_budget_or_says_what_is_missing() {
     let refused = within(all - 1, 10).expect_err("too little").to_string();
     assert!(refused.starts_with("host tier: needs "), "{refused}");
 }
+
+#[test]
+fn what_does_not_fit_is_a_sentence_and_a_lost_card_ends_the_step() {
+    let (files, driver) = (files("llama-mha"), StandIn::new());
+    let plan = Plan::with_share::<f32>(model_of(&files.config), settings(8), 0.0).expect("a plan");
+    let small = Ledger::new(Budget::device(plan.needs.total(Tier::Device) - 1));
+    let card_of =
+        |ledger: &Ledger| Device::open_with(0, ledger, &Libraries::from(driver.path())).expect("a card");
+    let refused =
+        CardTrainer::<f32>::load(&card_of(&small), &files, plan.clone()).err().expect("a byte is missing");
+    assert!(refused.to_string().starts_with("device tier: needs "), "{refused}");
+    let mut trainer = trainer::<f32>(&card(&driver), &files, plan);
+    let mut sentence = |ids: &[u32], label: i32| {
+        let mut batch = Documents::default();
+        batch.push(ids, &vec![label; ids.len()]);
+        trainer.step(&[batch], 1.0, rule(1)).expect_err("refused").to_string()
+    };
+    assert_eq!(sentence(&[1; 9], 1), "train: rows is 9, 1 to 8 is needed");
+    assert_eq!(sentence(&[1, 37], 1), "train: a token is 37, below 37 is needed");
+    assert_eq!(sentence(&[1, 2], 40), "train: a token is 40, below 37 is needed");
+    assert_eq!(sentence(&[1, 2], -1), "train: trained tokens is 0, at least 1 is needed");
+    driver.set("launches", 20);
+    let lost = sentence(&[1, 2, 3], 1);
+    assert!(lost.starts_with("the card was lost at cu"), "{lost}");
+}
