@@ -290,6 +290,8 @@ pub(crate) struct Parts {
     /// Held for the bytes it stands for.
     weights: Option<ResidentWeights>,
     stream: Option<Stream>,
+    /// Bytes of weights in host memory and on disk that every pass uses.
+    streamed: [u64; 2],
     placement: Option<Placement>,
 }
 
@@ -347,7 +349,7 @@ impl LoadedModel {
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<Self, Error> {
         let Prepared { plan, resident, streamed, file } = prepared;
-        let WeightPlan { placement, kv_type, look_ahead: ahead, .. } = plan;
+        let WeightPlan { placement, blocks, kv_type, look_ahead: ahead, .. } = plan;
         let mut weights = ResidentWeights::read(resident, files, activations, ledger, progress)?;
         let is_resident = |i: usize| placement.tiers[i] == Tier::Device;
         let mut parts = Parts::build(arch.as_ref(), &is_resident, &mut weights, ledger)?;
@@ -355,6 +357,7 @@ impl LoadedModel {
         parts.kv_type = kv_type;
         let stream = Stream::start(arch, file, streamed, activations, ahead, ledger)?;
         parts.stream = Some(stream);
+        parts.streamed = [Tier::Host, Tier::Nvme].map(|tier| placement.bytes(tier, &blocks));
         parts.placement = Some(placement);
         Ok(Self(Arc::new(parts)))
     }
@@ -394,6 +397,12 @@ impl LoadedModel {
     /// What was streamed so far; nothing when all weights are on the device.
     pub fn streamed(&self) -> Streamed {
         self.0.stream.as_ref().map_or(Streamed::default(), |s| s.counters().read())
+    }
+
+    /// Bytes of weights that every pass uses: all of them, and those that come from disk.
+    pub fn bytes_per_pass(&self) -> (u64, u64) {
+        let [host, disk] = self.0.streamed;
+        (self.weight_bytes() + host + disk, disk)
     }
 
     /// Loads adapters for it.
@@ -437,6 +446,7 @@ impl Parts {
             ledger: ledger.clone(),
             weights: None,
             stream: None,
+            streamed: [0; 2],
             placement: None,
         })
     }

@@ -179,9 +179,9 @@ impl Sequence {
         &self.tokens[self.tokens.len() - count..]
     }
 
-    /// Guesses what follows; says how many tokens that are.
-    pub fn propose(&mut self) -> usize {
-        self.guesser.as_mut().map_or(0, |guesser| guesser.guess(&self.tokens, &mut self.guess))
+    /// Guesses what follows; says how many tokens are worth a try in a batch of so many sequences.
+    pub fn propose(&mut self, batch: usize) -> usize {
+        self.guesser.as_mut().map_or(0, |guesser| guesser.guess(&self.tokens, batch, &mut self.guess))
     }
 
     /// What a draft model computes before this sequence's part of a step, in the end to guess; `None` if nothing is
@@ -225,7 +225,7 @@ impl Sequence {
         let given = &self.tokens[self.known..];
         let accepted = self.guess.iter().take(proposed).zip(given).take_while(|(a, b)| a == b).count();
         if let Some(guesser) = &mut self.guesser {
-            guesser.learn(proposed, accepted);
+            guesser.learn(&self.guess, given);
         }
         self.undrafted = (proposed > 0 && accepted == proposed).then(|| self.known + proposed - 1);
         self.guess.clear();

@@ -26,7 +26,8 @@ fn a_draft_model_changes_no_answer() {
         assert_eq!(alone["tokens"], drafted["tokens"], "{sampling:?}");
         let guessed = &drafted["speculation"];
         assert_eq!(guessed["draft_tokens"], guessed["accepted_tokens"], "it knows itself: {guessed}");
-        assert!(guessed["steps"].as_u64() < Some(25), "{guessed}");
+        // As large as the model it makes one guess at a time: each further one would cost a pass as long as the model's.
+        assert!(guessed["steps"].as_u64() < Some(35), "{guessed}");
     }
 }
 

@@ -25,7 +25,7 @@ use crate::sampler;
 use crate::scheduler::{Arrival, Limits, RequestId, Scheduler};
 use crate::score::check_tokens;
 use crate::sequence::Sequence;
-use crate::speculation::{Guesser, MOST_DRAFT_TOKENS, Source, Speculation};
+use crate::speculation::{Cost, Guesser, MOST_DRAFT_TOKENS, Source, Speculation};
 use crate::streaming::Counters;
 use hearth_kernels::paged::KV_BLOCK;
 use hearth_weights::{ModelConfig, RopeScaling};
@@ -166,7 +166,9 @@ impl Engine {
         };
         let grant = footprint::grant(model.config(), wishes, model.ledger())?;
         let source = if draft.is_some() { Source::Draft } else { Source::Lookup };
-        let facts = Facts::new(model.config(), grant.context_limit, &config, source);
+        let (bytes, from_disk) = model.bytes_per_pass();
+        let cost = Cost::new(bytes, from_disk, draft.as_ref().map_or(0, |draft| draft.bytes_per_pass().0));
+        let facts = Facts::new(model.config(), grant.context_limit, &config, (source, cost));
         let models = || [Some(&model), draft.as_ref()].into_iter().flatten();
         let block_bytes = |m: &LoadedModel| footprint::kv_block_bytes(m.config(), m.kv_type());
         let block_bytes: u64 = models().map(block_bytes).sum();
@@ -223,11 +225,16 @@ struct Facts {
     /// Largest rank of adapters.
     adapter_rank: usize,
     /// Whether and how tokens are guessed.
-    guesses: Option<(Speculation, Source)>,
+    guesses: Option<(Speculation, Source, Cost)>,
 }
 
 impl Facts {
-    fn new(config: &ModelConfig, context_limit: usize, bounds: &EngineConfig, source: Source) -> Self {
+    fn new(
+        config: &ModelConfig,
+        context_limit: usize,
+        bounds: &EngineConfig,
+        (source, cost): (Source, Cost),
+    ) -> Self {
         let rotates_by_length_from = match config.rope.scaling {
             RopeScaling::Dynamic { original_max_position, .. } => Some(original_max_position),
             _ => None,
@@ -238,7 +245,7 @@ impl Facts {
             hidden_size: config.hidden_size,
             rotates_by_length_from,
             adapter_rank: bounds.adapter_rank,
-            guesses: bounds.speculation.map(|speculation| (speculation, source)),
+            guesses: bounds.speculation.map(|speculation| (speculation, source, cost)),
         }
     }
 }
@@ -333,7 +340,7 @@ impl EngineHandle {
         let reuse = request.prompt_logprobs.is_none();
         let adapter = request.adapter.as_deref();
         let arrival = self.arrival(&request.prompt, request.max_tokens, reuse, adapter, &standing);
-        let guesser = self.owner.facts.guesses.map(|(how, source)| Guesser::new(how, source));
+        let guesser = self.owner.facts.guesses.map(|(how, source, cost)| Guesser::new(how, source, cost));
         self.enqueue(Sequence::new(request, standing.max_queue_time, guesser)?, arrival)
     }
 

@@ -109,7 +109,7 @@ fn start_guessing(
         hidden_size: VOCAB,
         rotates_by_length_from: None,
         adapter_rank: 0,
-        guesses: draft_tokens.map(|draft_tokens| (Speculation { draft_tokens }, source)),
+        guesses: draft_tokens.map(|draft_tokens| (Speculation { draft_tokens }, source, Cost::new(1, 0, 0))),
     };
     let scheduler = Scheduler::new(limits, blocks, BLOCK);
     let draft = draft.map(Draft::new);

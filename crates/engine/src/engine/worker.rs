@@ -198,7 +198,8 @@ impl<F: Forward> Worker<F> {
             return;
         }
         if grew > 0 {
-            state.scheduler.propose(m.id, m.sequence.propose());
+            let batch = state.scheduler.running();
+            state.scheduler.propose(m.id, m.sequence.propose(batch));
         }
         self.sequences.insert(m.id, m.sequence);
     }
