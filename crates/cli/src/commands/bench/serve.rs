@@ -51,6 +51,12 @@ pub struct ServeBench {
     /// Mean tokens generated
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub output_tokens: usize,
+    /// Conversations that take turns: the requests of one begin with the same words [default: no two requests do]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub conversations: usize,
+    /// Tokens that the requests of a conversation begin with, before those of --prompt-tokens
+    #[arg(long, value_name = "N", default_value_t = 1024, requires = "conversations")]
+    pub shared_tokens: usize,
     /// Standard deviation of both lengths as a share of the mean
     #[arg(long, value_name = "S", default_value_t = 0.3)]
     pub spread: f64,
@@ -162,7 +168,8 @@ fn arrivals(args: &ServeBench) -> String {
 
 /// Asks once or twice: the server is warm then, and it is known how many tokens a word has.
 fn warm_up(client: &Client, args: &ServeBench) -> anyhow::Result<Load> {
-    let mut load = Load::new(args.prompt_tokens, args.output_tokens, args.spread);
+    let load = Load::new(args.prompt_tokens, args.output_tokens, args.spread);
+    let mut load = load.in_conversations(args.conversations, args.shared_tokens);
     for round in 0..2 {
         let planned = load.one(args.prompt_tokens, args.output_tokens.min(8), args.seed ^ (0x5eed + round));
         let sample = client.ask(&planned, Instant::now());
@@ -229,6 +236,7 @@ impl Report for ServeReport {
             ("load", format!("{}, {} requests, {} failed", self.arrivals, f.requests, f.errors)),
             ("output", format!("{:.1} tokens/s ({:.2} requests/s)", f.output_tok_s, f.requests_s)),
             ("first token", row(&f.ttft_ms)),
+            ("found computed", format!("{} prompt tokens", f.cached_tokens)),
             ("per token", row(&f.tpot_ms)),
             ("whole request", row(&f.e2e_ms)),
             (

@@ -31,12 +31,19 @@ pub struct Load {
     output_tokens: usize,
     spread: f64,
     tokens_per_word: f64,
+    /// How many conversations take turns, and the tokens that all requests of one begin with.
+    shared: Option<(usize, usize)>,
 }
 
 impl Load {
     /// Normally distributed lengths around two means; `spread` is the standard deviation's share of the mean.
     pub fn new(prompt_tokens: usize, output_tokens: usize, spread: f64) -> Self {
-        Self { prompt_tokens, output_tokens, spread, tokens_per_word: 1.0 }
+        Self { prompt_tokens, output_tokens, spread, tokens_per_word: 1.0, shared: None }
+    }
+
+    /// The same where requests of `conversations` take turns, and those of one begin with the same `tokens`.
+    pub fn in_conversations(self, conversations: usize, tokens: usize) -> Self {
+        Self { shared: (conversations > 0).then_some((conversations, tokens)), ..self }
     }
 
     /// Learns how many tokens the server's vocabulary has for so many words.
@@ -65,7 +72,10 @@ impl Load {
         let lengths: Vec<_> =
             (0..count).map(|_| (length(self.prompt_tokens), length(self.output_tokens))).collect();
         let one = |(i, (prompt, output)): (usize, (usize, usize))| {
-            self.one(prompt, output, Random(seed.wrapping_add(i as u64 + 1)).next())
+            let own = self.one(prompt, output, Random(seed.wrapping_add(i as u64 + 1)).next());
+            let Some((conversations, tokens)) = self.shared else { return own };
+            let begin = self.one(tokens, 0, Random(!seed ^ (i % conversations) as u64).next());
+            Planned { text: begin.text + " " + &own.text, words: begin.words + own.words, ..own }
         };
         lengths.into_iter().enumerate().map(one).collect()
     }
@@ -122,6 +132,18 @@ mod tests {
             assert!((deviation / mean - 0.3).abs() < 0.02, "{deviation}");
         }
         assert_eq!(Load::new(8, 8, 0.3).plan(3, 7)[2].text, Load::new(8, 8, 0.3).plan(3, 7)[2].text);
+    }
+
+    #[test]
+    fn requests_of_one_conversation_begin_alike_and_go_on_differently() {
+        let plan = Load::new(20, 8, 0.0).in_conversations(3, 50).plan(9, 5);
+        let words = |i: usize| plan[i].text.split(' ').collect::<Vec<_>>();
+        for i in 0..9 {
+            assert_eq!((words(i).len(), plan[i].words), (70, 70));
+            assert_eq!(words(i)[..50], words(i % 3)[..50]);
+            assert_ne!(words(i)[..50], words((i + 1) % 3)[..50]);
+            assert!(i < 3 || words(i)[50..] != words(i % 3)[50..]);
+        }
     }
 
     #[test]
