@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ class Hearth:
     def needs(self, command: Sequence[str], *options: str) -> None:
         """Says in one sentence which option this binary lacks."""
         for option in options:
-            if f"{option} " not in help_of(self.binary, tuple(command)):
+            if not re.search(rf"{option}(?![\w-])", help_of(self.binary, tuple(command))):
                 raise Missing(f"`hearth {' '.join(command)}` has no {option}")
 
 

@@ -70,6 +70,24 @@ impl PartialEq for Adapter {
     }
 }
 
+/// How large an adapter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdapterSize {
+    /// Bytes on the device.
+    pub bytes: u64,
+    /// The largest rank among its factors.
+    pub rank: usize,
+}
+
+impl AdapterSize {
+    fn of(pairs: &[Pair]) -> Self {
+        Self {
+            bytes: pairs.iter().map(Pair::bytes).sum(),
+            rank: pairs.iter().map(|p| p.rank).max().unwrap_or_default(),
+        }
+    }
+}
+
 /// Loads adapters for one model.
 pub struct AdapterLoader {
     /// `[out, in]` of every linear layer, by canonical name.
@@ -103,6 +121,19 @@ impl AdapterLoader {
         Self { shapes: linear.map(named).collect(), ledger: ledger.clone() }
     }
 
+    /// What an adapter takes on the device, and its rank. Reads no values and charges nothing.
+    ///
+    /// # Errors
+    /// As [`AdapterLoader::load`].
+    pub fn size(&self, path: &Path) -> Result<AdapterSize, Error> {
+        let files = hearth_weights::open_adapter(path)?;
+        Ok(AdapterSize::of(&self.pairs(&files)?))
+    }
+
+    fn pairs<'a>(&self, files: &'a hearth_weights::Adapter) -> Result<Vec<Pair<'a>>, Error> {
+        files.modules.iter().map(|module| self.pair(files, module)).collect()
+    }
+
     /// Reads an adapter that `hearth train` or PEFT wrote. Its shapes are checked against the model's, its rank against
     /// `most_rank`, and its bytes are charged to the device, before anything is allocated.
     ///
@@ -111,12 +142,12 @@ impl AdapterLoader {
     /// belongs to another model or holds what is not a number, [`Error::AdapterTooLarge`] when the budget has no room.
     pub fn load(&self, path: &Path, most_rank: usize) -> Result<Arc<Adapter>, Error> {
         let files = hearth_weights::open_adapter(path)?;
-        let pairs = files.modules.iter().map(|m| self.pair(&files, m)).collect::<Result<Vec<_>, _>>()?;
-        let rank = pairs.iter().map(|p| p.rank).max().unwrap_or_default();
+        let pairs = self.pairs(&files)?;
+        let AdapterSize { bytes, rank } = AdapterSize::of(&pairs);
         if rank > most_rank {
             return Err(refusal(path, format!("its rank is {rank}, at most {most_rank} is taken here")));
         }
-        let charge = self.charge(path, pairs.iter().map(Pair::bytes).sum())?;
+        let charge = self.charge(path, bytes)?;
         let mut digest = Sha256::new();
         let mut layers = HashMap::with_capacity(pairs.len());
         for pair in &pairs {

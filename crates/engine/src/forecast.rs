@@ -70,11 +70,16 @@ impl Step {
 impl Load {
     /// A step of `batch` sequences with `nvme` bytes of the weights on disk.
     pub fn step(&self, batch: u64, nvme: u64, speeds: Speeds) -> Step {
+        self.step_of(batch, batch, nvme, speeds)
+    }
+
+    /// The same where the sequences have `rows` tokens in the step together.
+    pub fn step_of(&self, batch: u64, rows: u64, nvme: u64, speeds: Speeds) -> Step {
         let over = |amount: u64, speed: f64| amount as f64 / speed;
         let times = [
             (Resource::Nvme, speeds.nvme.map_or(0.0, |speed| over(nvme, speed))),
             (Resource::Memory, over(self.weights + batch * self.kv, speeds.memory)),
-            (Resource::Arithmetic, over(self.operations * batch, speeds.flops)),
+            (Resource::Arithmetic, over(self.operations * rows, speeds.flops)),
         ];
         let longest = times.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("three of them");
         Step { batch, seconds: longest.1, bound_by: longest.0 }

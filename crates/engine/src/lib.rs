@@ -53,7 +53,7 @@ mod error;
 mod pool;
 mod sequence;
 
-pub use adapter::{Adapter, AdapterLoader};
+pub use adapter::{Adapter, AdapterLoader, AdapterSize};
 pub use engine::{Engine, EngineConfig, EngineHandle};
 pub use error::{Error, Shortfall};
 pub use hearth_kernels::Activations;

@@ -21,7 +21,7 @@ pub use speeds::Measured;
 use crate::commands::train;
 use crate::exit::usage;
 use crate::ranks::Start;
-use crate::running::PlacementAim;
+use crate::running::{AdapterArg, PlacementAim};
 use crate::tiers::Tiers;
 use crate::training::Job;
 use crate::ui::{Report, Ui};
@@ -57,6 +57,12 @@ pub struct PlanArgs {
     /// A smaller model that will guess tokens
     #[arg(long, value_name = "MODEL", requires = "serve")]
     pub draft: Option<PathBuf>,
+    /// Most tokens it guesses at a time
+    #[arg(long, value_name = "K", requires = "draft", default_value_t = 4)]
+    pub draft_tokens: u64,
+    /// LoRA adapter: DIR merged into the weights; NAME=DIR laid over them, as often as there are adapters
+    #[arg(long, value_name = "[NAME=]DIR", requires = "serve")]
+    pub adapter: Vec<AdapterArg>,
     /// Override a recipe key, for example parallel.zero=3
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

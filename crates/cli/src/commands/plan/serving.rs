@@ -1,19 +1,23 @@
 //! `hearth plan --serve`: where a served model's weights will lie, and how fast it can be.
 //!
-//! How fast is reckoned by [`hearth_engine::forecast`], with the speeds measured on this machine.
+//! How fast is reckoned by [`hearth_engine::forecast`], with the speeds measured on this machine. With a draft model's `k`
+//! guesses there come `k` steps of that model, and the step holds `k + 1` tokens of each sequence, of which from one to all
+//! are kept.
 
 use super::{Measured, PlanArgs};
 use crate::exit::usage;
 use crate::open::Model;
+use crate::running::ModelArgs;
 use crate::tiers::Tiers;
 use crate::ui::{Report, Ui, bytes};
 use crate::{machine, probe};
 use anyhow::Context;
 use hearth_engine::footprint::{self, Wishes};
-use hearth_engine::forecast::{Speeds, Step};
-use hearth_engine::{Activations, Arithmetic, EngineConfig, WeightPlan};
+use hearth_engine::forecast::{Load, Speeds, Step};
+use hearth_engine::{Activations, AdapterLoader, Arithmetic, EngineConfig, WeightPlan};
 use hearth_kernels::paged::KV_BLOCK;
 use hearth_memory::{Budget, Charge, Kind, Ledger, Size, Tier};
+use hearth_model::architecture;
 use hearth_weights::ModelFiles;
 use serde::Serialize;
 use std::path::Path;
@@ -77,12 +81,29 @@ pub struct Forecast {
     pub tok_s: f64,
     /// The resource that takes longest.
     pub bound_by: &'static str,
+    /// The same with a draft model's guesses, if there is one.
+    pub guessing: Option<Guessing>,
+}
+
+/// One batch with guesses.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Guessing {
+    /// Guesses at a time.
+    pub draft_tokens: u64,
+    /// Seconds per step that the draft model takes.
+    pub draft_s: f64,
+    /// Seconds per step, those included.
+    pub step_s: f64,
+    /// Tokens per second when no guess is right, and when all are.
+    pub tok_s: [f64; 2],
+    /// How many tokens per step must come for guessing to gain anything.
+    pub pays_from: f64,
 }
 
 impl From<Step> for Forecast {
     fn from(step: Step) -> Self {
         let Step { batch, seconds, bound_by } = step;
-        Self { batch, step_s: seconds, tok_s: step.tok_s(), bound_by: bound_by.name() }
+        Self { batch, step_s: seconds, tok_s: step.tok_s(), bound_by: bound_by.name(), guessing: None }
     }
 }
 
@@ -106,7 +127,8 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
         None => Budget::UNLIMITED,
         Some(text) => text.parse().map_err(|e: hearth_memory::Error| usage(format!("--memory: {e}")))?,
     };
-    let model = Model::open_adapted(path, None, ui)?;
+    let named = ModelArgs { adapter: args.adapter.clone(), ..ModelArgs::at(path) };
+    let model = Model::open_adapted(path, named.merged_adapter()?, ui)?;
     let ledger = Ledger::new(budget);
     let arithmetic = Arithmetic { activations: Activations::Int8, kv_type: args.kv_dtype };
     let kv_host_bytes = args.kv_host.map_or(0, Size::bytes);
@@ -123,6 +145,7 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
     let draft = draft.map(Draft::with_the_other_placed);
     drop(evicted);
     ledger.reset_peaks();
+    let adapters = Adapters::plan(&named, &model.files, &ledger)?;
     let guesses = draft.as_ref().map(|d| (&d.files.config, d.plan.kv_type));
     let wishes = Wishes {
         max_seqs: serving.max_seqs,
@@ -131,7 +154,7 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
         kv_bytes: None,
         kv_host_bytes,
         kv_type: plan.kv_type,
-        adapter_rank: 0,
+        adapter_rank: adapters.rank,
         adapter_bytes: 0,
         draft: guesses,
     };
@@ -145,11 +168,15 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
         ledger.charge(Tier::Device, Kind::Activations, working)?,
         ledger.charge(Tier::Host, Kind::KvCache, grant.host_blocks as u64 * block)?,
     ];
-    let speeds = speeds(plan.placement.count(Tier::Nvme) > 0, &model.files, args.measure, ui)?;
-    let weights = plan.fixed + plan.blocks.iter().map(|b| b.packed).sum::<u64>();
-    let load = footprint::load(config, plan.kv_type, weights, CONTEXT)?;
-    let nvme = plan.placement.bytes(Tier::Nvme, &plan.blocks);
-    let forecast = |batch| Forecast::from(load.step(batch, nvme, speeds));
+    let placed = Placed::new(&plan, &model.files)?;
+    let guessing = draft.as_ref().map(|d| Placed::new(&d.plan, &d.files)).transpose()?;
+    let from_disk = [Some(&placed), guessing.as_ref()].into_iter().flatten().find(|placed| placed.nvme > 0);
+    let files = from_disk.map_or(&model.files, |placed| placed.files);
+    let speeds = speeds(from_disk.is_some(), files, args.measure, ui)?;
+    let forecast = |batch| match &guessing {
+        None => placed.forecast(batch, speeds),
+        Some(draft) => placed.forecast_with(draft, args.draft_tokens, batch, speeds),
+    };
     let kv_tokens = grant.blocks * KV_BLOCK;
     let batches: Vec<Forecast> = BATCHES.into_iter().map(forecast).collect();
     let count = |tier| plan.placement.count(tier);
@@ -158,7 +185,7 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
         streams: !plan.placement.is_resident(),
         blocks: BlockCounts { device: count(Tier::Device), host: count(Tier::Host), nvme: count(Tier::Nvme) },
         streamed_bytes: streamed(&plan),
-        nvme_bytes: nvme,
+        nvme_bytes: placed.nvme,
         look_ahead: plan.look_ahead,
         kv_tokens,
         crowd: forecast((kv_tokens / CONTEXT).clamp(1, serving.max_seqs) as u64),
@@ -168,7 +195,7 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
         batches,
         speeds: MachineSpeeds { nvme: speeds.nvme, memory: speeds.memory, flops: speeds.flops },
     };
-    drop((charges, draft));
+    drop((charges, adapters, draft));
     Ok(report)
 }
 
@@ -192,6 +219,27 @@ impl Draft {
 
     fn with_the_other_placed(self) -> Self {
         Self { _room: None, ..self }
+    }
+}
+
+/// Adapters laid over the model.
+struct Adapters {
+    /// Their largest rank.
+    rank: usize,
+    _charges: Vec<Charge>,
+}
+
+impl Adapters {
+    fn plan(named: &ModelArgs, files: &ModelFiles, ledger: &Ledger) -> anyhow::Result<Self> {
+        let loader = AdapterLoader::new(architecture(&files.config)?.as_ref(), ledger);
+        let mut all = Self { rank: 0, _charges: Vec::new() };
+        for (name, path) in named.live_adapters() {
+            let size = loader.size(path)?;
+            let charge = ledger.charge(Tier::Device, Kind::Weights, size.bytes);
+            all._charges.push(charge.with_context(|| format!("--adapter {name}={}", path.display()))?);
+            all.rank = all.rank.max(size.rank);
+        }
+        Ok(all)
     }
 }
 
@@ -224,6 +272,37 @@ pub(crate) fn speeds(reads_disk: bool, files: &ModelFiles, again: bool, ui: &Ui)
     Ok(Speeds { nvme: disk, memory: peaks.read_gb_s * 1e9, flops: peaks.flops })
 }
 
+/// A model whose weights have their places.
+struct Placed<'a> {
+    files: &'a ModelFiles,
+    load: Load,
+    /// Bytes on disk.
+    nvme: u64,
+}
+
+impl<'a> Placed<'a> {
+    fn new(plan: &WeightPlan, files: &'a ModelFiles) -> anyhow::Result<Self> {
+        let weights = plan.fixed + plan.blocks.iter().map(|b| b.packed).sum::<u64>();
+        let load = footprint::load(&files.config, plan.kv_type, weights, CONTEXT)?;
+        Ok(Self { files, load, nvme: plan.placement.bytes(Tier::Nvme, &plan.blocks) })
+    }
+
+    fn forecast(&self, batch: u64, speeds: Speeds) -> Forecast {
+        Forecast::from(self.load.step(batch, self.nvme, speeds))
+    }
+
+    /// The same with `count` guesses of a draft model at a time.
+    fn forecast_with(&self, draft: &Placed, count: u64, batch: u64, speeds: Speeds) -> Forecast {
+        let alone = self.forecast(batch, speeds);
+        let draft_s = count as f64 * draft.load.step(batch, draft.nvme, speeds).seconds;
+        let step_s = draft_s + self.load.step_of(batch, batch * (count + 1), self.nvme, speeds).seconds;
+        let tok_s = [1, count + 1].map(|kept| (batch * kept) as f64 / step_s.max(1e-12));
+        let pays_from = step_s / alone.step_s.max(1e-12);
+        let guessing = Guessing { draft_tokens: count, draft_s, step_s, tok_s, pays_from };
+        Forecast { guessing: Some(guessing), ..alone }
+    }
+}
+
 impl Report for ServeReport {
     fn text(&self) -> String {
         let BlockCounts { device, host, nvme } = self.blocks;
@@ -247,8 +326,16 @@ impl Report for ServeReport {
             0 => format!("KV cache for {} tokens", self.kv_tokens),
             host => format!("KV cache for {} tokens, and for {host} more on the host", self.kv_tokens),
         });
-        let line =
-            |f: &Forecast| format!("batch {:2}: {:10.2} tok/s, bound by {}", f.batch, f.tok_s, f.bound_by);
+        let line = |f: &Forecast| {
+            let guessing = f.guessing.map_or(String::new(), |g| {
+                let [none, all] = g.tok_s;
+                format!(
+                    "; with {} guesses {none:.2} if none is right, {all:.2} if all are, a gain from {:.1} tokens a step",
+                    g.draft_tokens, g.pays_from
+                )
+            });
+            format!("batch {:2}: {:10.2} tok/s, bound by {}{guessing}", f.batch, f.tok_s, f.bound_by)
+        };
         lines.extend(self.batches.iter().map(line));
         let tokens = format!("what the cache holds at once with {CONTEXT} tokens behind each");
         lines.push(format!("{} ({tokens})", line(&self.crowd)));
