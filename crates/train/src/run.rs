@@ -105,6 +105,8 @@ impl Trainer {
                 self.begin_save()?;
             }
         }
+        // The last update may still be under way, and its failure is the run's.
+        self.settle()?;
         let train_s = start.elapsed().as_secs_f64() - aside;
         self.finish_save()?;
         self.tell_saved(observer, &mut checkpoint);

@@ -229,6 +229,9 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
         let known = hearth_server::tool_formats().collect::<Vec<_>>().join(", ");
         return Err(usage(format!("--tool-format {format} is not known; known are {known}")));
     }
+    if args.max_traffic.bytes() < 1 << 20 {
+        return Err(usage(format!("--max-traffic is {}, no request fits below 1MiB", args.max_traffic)));
+    }
     if let Some(folder) = args.adapter_folder.as_deref().filter(|folder| !folder.is_dir()) {
         return Err(usage(format!("--adapter-folder {}: there is no such folder", folder.display())));
     }
