@@ -236,6 +236,10 @@ impl Pass<'_> {
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
+        // The last block's buffer is free: the next pass's blocks come while the head computes and tokens are drawn.
+        if let Some(ring) = &mut self.on_disk.ring {
+            ring.read_ahead();
+        }
         add(&self.stream.counters.passes, 1);
         add_time(&self.stream.counters.pass_ns, self.begun.elapsed());
     }

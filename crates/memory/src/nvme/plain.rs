@@ -100,6 +100,10 @@ impl Queue for PlainQueue {
         self.in_flight += 1;
     }
 
+    fn hold(&mut self, _most: usize) {
+        // Each thread reads one transfer, the first of those that wait.
+    }
+
     fn wait(&mut self) -> Option<Done> {
         if self.in_flight == 0 {
             return None;

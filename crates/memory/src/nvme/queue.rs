@@ -71,6 +71,10 @@ pub(crate) trait Queue: Send {
     /// Begins a transfer; returns at once.
     fn submit(&mut self, transfer: Transfer);
 
+    /// Hands the system no more than `most` bytes at a time from now on (`usize::MAX`: all there is). A disk serves what it
+    /// has been handed side by side, so that neighbours end together; held back, the first to be asked for ends first.
+    fn hold(&mut self, most: usize);
+
     /// A transfer that is over; waits for one; `None` when none was left to wait for.
     fn wait(&mut self) -> Option<Done>;
 
@@ -98,5 +102,35 @@ pub static BACKENDS: [Backend; 4] = [
 impl std::fmt::Debug for Backend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::NvmeFile;
+
+    #[test]
+    fn transfers_held_back_end_in_the_order_they_were_asked_for() {
+        const LEN: u64 = 3 << 20;
+        for backend in BACKENDS.iter().filter(|backend| backend.name.starts_with("io_uring")) {
+            let path = std::env::temp_dir().join(format!("hearth-hold-{}", std::process::id()));
+            let file = NvmeFile::temporary(&path, 8 * LEN, None).expect("a temporary file");
+            // Where the kernel has no io_uring there is nothing to hold back.
+            let Ok(mut queue) = (backend.queue)() else { continue };
+            queue.hold(1);
+            for tag in [5, 0, 7, 1, 6, 2, 4, 3] {
+                let mut buffer = AlignedBuffer::new(LEN as usize);
+                buffer.set_len(LEN as usize);
+                let (direction, file) = (Direction::Read, file.handles().clone());
+                queue.submit(Transfer { tag, direction, file, offset: tag as u64 * LEN, buffer });
+            }
+            let mut ended: Vec<usize> = (0..4).map(|_| queue.wait().expect("four are left").tag).collect();
+            assert_eq!(ended, [5, 0, 7, 1], "{backend:?}");
+            queue.hold(usize::MAX);
+            ended.extend(std::iter::from_fn(|| queue.wait()).map(|done| done.tag));
+            ended.sort_unstable();
+            assert_eq!(ended, [0, 1, 2, 3, 4, 5, 6, 7], "{backend:?}");
+        }
     }
 }

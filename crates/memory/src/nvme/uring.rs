@@ -48,6 +48,9 @@ struct UringQueue {
     running: Vec<Option<Request>>,
     /// Requests that wait for a free number.
     waiting: VecDeque<Request>,
+    /// Bytes of requests that the kernel holds, and the most that it is handed.
+    held_bytes: usize,
+    most_bytes: usize,
     done: VecDeque<Done>,
 }
 
@@ -63,6 +66,8 @@ pub(super) fn queue() -> io::Result<Box<dyn Queue>> {
         active: Vec::new(),
         running: vec![None; DEPTH as usize],
         waiting: VecDeque::new(),
+        held_bytes: 0,
+        most_bytes: usize::MAX,
         done: VecDeque::new(),
     }))
 }
@@ -70,7 +75,9 @@ pub(super) fn queue() -> io::Result<Box<dyn Queue>> {
 impl UringQueue {
     /// Hands waiting requests to the kernel while it has room.
     fn feed(&mut self) -> io::Result<()> {
-        while let Some(number) = self.running.iter().position(Option::is_none) {
+        while self.held_bytes < self.most_bytes
+            && let Some(number) = self.running.iter().position(Option::is_none)
+        {
             let Some(request) = self.waiting.pop_front() else { break };
             let Some(active) = &self.active[request.active] else { continue };
             let entry = active.entry(request.segment).user_data(number as u64);
@@ -82,6 +89,7 @@ impl UringQueue {
                 break;
             }
             self.running[number] = Some(request);
+            self.held_bytes += request.segment.len;
         }
         accept(self.ring.submit())
     }
@@ -91,6 +99,7 @@ impl UringQueue {
         let answers: Vec<cqueue::Entry> = self.ring.completion().collect();
         for answer in answers {
             let Some(request) = self.running[answer.user_data() as usize].take() else { continue };
+            self.held_bytes -= request.segment.len;
             self.answer(request, answer.result());
         }
     }
@@ -128,6 +137,7 @@ impl UringQueue {
     fn give_up(&mut self, error: &io::Error) {
         self.waiting.clear();
         self.running.fill(None);
+        self.held_bytes = 0;
         for Active { mut transfer, .. } in self.active.iter_mut().filter_map(Option::take) {
             let failure = transfer.error(error);
             std::mem::forget(std::mem::take(&mut transfer.buffer));
@@ -199,6 +209,13 @@ impl Queue for UringQueue {
         });
         self.active[index] = Some(Active { transfer, memory, requests_left: segments.len(), error: None });
         self.waiting.extend(segments.into_iter().map(|segment| Request { active: index, segment }));
+        if let Err(error) = self.feed() {
+            self.give_up(&error);
+        }
+    }
+
+    fn hold(&mut self, most: usize) {
+        self.most_bytes = most.max(1);
         if let Err(error) = self.feed() {
             self.give_up(&error);
         }
