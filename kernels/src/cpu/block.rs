@@ -7,7 +7,7 @@
 
 use super::activation::{Activation, gated_in_place};
 use super::attention::AttentionSpec;
-use super::packed::{PackedMatrix, each_panel, store};
+use super::packed::{PackedMatrix, Walk, each_panel, store};
 use super::pointwise::{rms_norm_in_place, rms_norm_into};
 use super::pool;
 use super::quant::activations::Int8Rows;
@@ -158,8 +158,7 @@ impl BlockWeights {
         }
         let outputs = outputs.map(|y| Shared::new(y));
         let panels = projections.map(|p| p.matrix.panels());
-        let work = projections.iter().map(|p| p.matrix.work(rows)).sum();
-        each_panel(panels.iter().sum(), work, x, |number, rows| {
+        each_panel(Walk::InTurn(&projections.map(|p| &*p.matrix)), x, |number, rows| {
             let (mut which, mut panel) = (0, number);
             while panel >= panels[which] {
                 (which, panel) = (which + 1, panel - panels[which]);
@@ -193,8 +192,7 @@ impl BlockWeights {
         let (inner, x) = (self.gate.outputs(), &space.rounded);
         resize(&mut space.gated, x.rows * inner);
         let y = Shared::new(&mut space.gated);
-        let work = self.gate.matrix.work(x.rows) + self.up.matrix.work(x.rows);
-        each_panel(self.gate.matrix.panels(), work, x, |panel, rows| {
+        each_panel(Walk::Abreast(&[&self.gate.matrix, &self.up.matrix]), x, |panel, rows| {
             // SAFETY: row `row`, columns of this unit's own panel.
             let place = |row: usize, column: usize, len: usize| unsafe { y.part(row * inner + column, len) };
             self.gate.panel(panel, x, rows.clone(), |row, column, gate| {
@@ -211,7 +209,7 @@ impl BlockWeights {
 fn add(projection: &Projection, x: &[f32], rounded: &mut Int8Rows, y: &mut [f32]) {
     rounded.fill(x, projection.matrix.columns());
     let (x, y) = (&*rounded, Shared::new(y));
-    each_panel(projection.matrix.panels(), projection.matrix.work(x.rows), x, |panel, rows| {
+    each_panel(Walk::InTurn(&[&projection.matrix]), x, |panel, rows| {
         projection.panel(panel, x, rows, |row, column, sums| {
             // SAFETY: row `row`, columns of this unit's own panel.
             let y = unsafe { y.part(row * projection.outputs() + column, sums.len()) };

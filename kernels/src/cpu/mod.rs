@@ -8,6 +8,7 @@ pub mod attention_paged;
 pub mod block;
 mod decoded;
 mod few_rows;
+mod foresight;
 pub mod gemm;
 pub mod kv;
 mod lanes;

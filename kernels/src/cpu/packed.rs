@@ -9,6 +9,7 @@
 
 use super::decoded::{Plain, Transposed};
 use super::few_rows::{FewRows, PANELS};
+use super::foresight::{self, Reads};
 use super::gemm::{Elems, Output, View, gemm_columns};
 use super::pages::{Arena, Image, LINE, Piece};
 use super::pool;
@@ -249,7 +250,7 @@ impl PackedMatrix {
 
     fn multiply_int8(&self, panels: &QuantPanels, x: &Int8Rows, y: &mut [f32]) {
         let y = Shared::new(y);
-        each_panel(self.panels(), self.work(x.rows), x, |panel, rows| {
+        each_panel(Walk::InTurn(&[self]), x, |panel, rows| {
             put_panel(self.rows, panels, panel, x, rows, &mut |row, column, sums| {
                 // SAFETY: row `row`, columns of this task's own panel.
                 store(unsafe { y.part(row * self.rows + column, sums.len()) }, sums);
@@ -363,18 +364,52 @@ fn put_panel(
     panels.multiply(panel, x, rows, &mut |row, sums| put(row, column, &sums[..width]));
 }
 
-/// Calls `each(panel, rows)` for all of `panels` and all rows of `x` in parallel, as many rows at a time as stay in the
-/// second-level cache. `work` is what all of it costs, see [`PackedMatrix::work`].
-pub(super) fn each_panel(
-    panels: usize,
-    work: usize,
-    x: &Int8Rows,
-    each: impl Fn(usize, Range<usize>) + Sync,
-) {
+/// Which matrices a loop goes through.
+#[derive(Clone, Copy)]
+pub(super) enum Walk<'a> {
+    /// All panels of the first, then of the next.
+    InTurn(&'a [&'a PackedMatrix]),
+    /// Each panel of all, which have as many.
+    Abreast(&'a [&'a PackedMatrix]),
+}
+
+impl<'a> Walk<'a> {
+    fn matrices(self) -> &'a [&'a PackedMatrix] {
+        match self {
+            Walk::InTurn(matrices) | Walk::Abreast(matrices) => matrices,
+        }
+    }
+
+    fn panels(self) -> usize {
+        match self {
+            Walk::InTurn(matrices) => matrices.iter().map(|m| m.panels()).sum(),
+            Walk::Abreast(matrices) => matrices[0].panels(),
+        }
+    }
+
+    fn reads(self) -> Reads {
+        let mut images = [&[][..]; 3];
+        let count = self.matrices().len();
+        for (image, matrix) in images.iter_mut().zip(self.matrices()) {
+            *image = matrix.image();
+        }
+        match self {
+            Walk::InTurn(_) => Reads::in_turn(&images[..count]),
+            Walk::Abreast(_) => Reads::abreast(&images[..count]),
+        }
+    }
+}
+
+/// Calls `each(panel, rows)` for all panels and all rows of `x` in parallel, as many rows at a time as stay in the
+/// second-level cache.
+pub(super) fn each_panel(walk: Walk, x: &Int8Rows, each: impl Fn(usize, Range<usize>) + Sync) {
+    let panels = walk.panels();
+    let work: usize = walk.matrices().iter().map(|m| m.work(x.rows)).sum();
     // Few tasks where there is little to do, several per thread where there is much; and as many for every thread.
     let tasks =
         (work / TASK_WORK).clamp(1, 6 * pool::threads()).next_multiple_of(pool::threads()).min(panels.max(1));
     let chunk = (ROWS_BYTES / (x.blocks * BLOCK)).max(8).next_multiple_of(8);
+    foresight::begin(walk.reads());
     pool::for_each(tasks, |task| {
         for first in (0..x.rows).step_by(chunk) {
             for panel in task * panels / tasks..(task + 1) * panels / tasks {

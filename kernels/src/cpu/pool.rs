@@ -7,6 +7,8 @@
 //! A loop costs a handful of atomic operations and no allocation: it lies in one of a few places ([`Place`]), from which
 //! threads take its numbers; a caller that finds all places taken runs its loop alone.
 
+use super::foresight;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -18,6 +20,9 @@ const SPIN: Duration = Duration::from_micros(150);
 
 /// Loops that may be shared out at a time: as many callers as a process usually has, and loops within their loops.
 const PLACES: usize = 8;
+
+/// Parts of a loop whose numbers are counted one by one; with more threads some begin in the same part.
+const PARTS: usize = 32;
 
 /// Threads that take part in a loop, the caller among them: as many as rayon's.
 pub fn threads() -> usize {
@@ -36,8 +41,8 @@ pub fn for_each(count: usize, f: impl Fn(usize) + Sync) {
     };
     let loop_ = Loop { body: &f, count, panic: Mutex::new(None) };
     pool.shared.publish(place, &loop_);
-    place.work();
-    place.wait(count);
+    place.work(0, pool.workers + 1);
+    place.wait(count, pool.workers + 1);
     // Every call of `f` has returned and no number of it is left: nobody looks at `loop_` any more.
     place.taken.store(false, Ordering::Release);
     if let Some(panic) = loop_.panic.into_inner().expect("nothing panics while it is held") {
@@ -120,8 +125,16 @@ struct Place {
     ticket: AtomicU64,
     /// The [`Loop`], of the lifetime that the loop has.
     loop_: AtomicPtr<Loop<'static>>,
+    /// How many numbers were taken of each thread's own part.
+    next: [AtomicUsize; PARTS],
     /// Calls that have returned.
     done: AtomicUsize,
+}
+
+/// Numbers of a loop that one thread takes first, in ascending order: where they are memory, it is read as it lies, and a
+/// thread knows beforehand where it will begin ([`foresight`]).
+fn part(count: usize, part: usize, parts: usize) -> Range<usize> {
+    part * count / parts..(part + 1) * count / parts
 }
 
 impl Place {
@@ -130,6 +143,7 @@ impl Place {
             taken: AtomicBool::new(false),
             ticket: AtomicU64::new(0),
             loop_: AtomicPtr::new(null_mut()),
+            next: [const { AtomicUsize::new(0) }; PARTS],
             done: AtomicUsize::new(0),
         }
     }
@@ -138,6 +152,7 @@ impl Place {
     fn put(&self, loop_: &Loop<'_>) {
         let before = self.ticket.load(Ordering::Relaxed);
         self.done.store(0, Ordering::Relaxed);
+        self.next.iter().for_each(|next| next.store(0, Ordering::Relaxed));
         // Release: whoever sees this loop sees that no number of the one before was left, and fails to take one.
         self.loop_.store(std::ptr::from_ref(loop_).cast_mut().cast(), Ordering::Release);
         let number = (before >> COUNT_BITS).wrapping_add(1);
@@ -145,7 +160,7 @@ impl Place {
     }
 
     /// Takes numbers until none is left. Returns whether it got one.
-    fn work(&self) -> bool {
+    fn work(&self, thread: usize, threads: usize) -> bool {
         let mut ticket = self.ticket.load(Ordering::Acquire);
         let mut worked = false;
         while ticket & COUNT > 0 {
@@ -156,7 +171,8 @@ impl Place {
                     // that lay here then. Its caller leaves it alive until as many calls have returned as it has
                     // numbers, and this one has not.
                     let loop_ = unsafe { &*loop_ };
-                    loop_.call(loop_.count - (ticket & COUNT) as usize);
+                    let number = self.number(loop_.count, thread, threads);
+                    loop_.call(number);
                     self.done.fetch_add(1, Ordering::Release);
                     worked = true;
                     ticket = self.ticket.load(Ordering::Acquire);
@@ -167,11 +183,25 @@ impl Place {
         worked
     }
 
+    /// One of the numbers left, from the thread's own part if it has some. There is one: as many were left as tickets.
+    fn number(&self, count: usize, thread: usize, threads: usize) -> usize {
+        let parts = threads.min(PARTS);
+        for p in (thread..thread + parts).map(|p| p % parts).cycle() {
+            let part = part(count, p, parts);
+            let taken = self.next[p].fetch_add(1, Ordering::Relaxed);
+            if taken < part.len() {
+                return part.start + taken;
+            }
+        }
+        unreachable!("the parts go round for ever")
+    }
+
     /// Until `count` calls have returned.
-    fn wait(&self, count: usize) {
+    fn wait(&self, count: usize, threads: usize) {
         let mut turns = 0u32;
         while self.done.load(Ordering::Acquire) < count {
             turns += 1;
+            foresight::fetch(0, threads);
             // A worker that was taken off its core needs ours.
             if turns.is_multiple_of(4096) { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
@@ -210,16 +240,16 @@ impl Shared {
     }
 
     /// A worker's life.
-    fn serve(&self) {
+    fn serve(&self, thread: usize, threads: usize) {
         let mut seen = 0;
         loop {
-            seen = self.next_after(seen);
-            while self.places.iter().any(Place::work) {}
+            seen = self.next_after(seen, thread, threads);
+            while self.places.iter().any(|place| place.work(thread, threads)) {}
         }
     }
 
     /// Waits until more than `seen` loops were published and returns how many: spinning first, then asleep.
-    fn next_after(&self, seen: usize) -> usize {
+    fn next_after(&self, seen: usize, thread: usize, threads: usize) -> usize {
         let start = Instant::now();
         loop {
             for _ in 0..64 {
@@ -227,6 +257,7 @@ impl Shared {
                 if published != seen {
                     return published;
                 }
+                foresight::fetch(thread, threads);
                 std::hint::spin_loop();
             }
             if start.elapsed() > SPIN {
@@ -266,7 +297,7 @@ fn pool() -> &'static Pool {
         let spawn = |i: usize| {
             let shared = shared.clone();
             let thread = std::thread::Builder::new().name(format!("kernel-{i}"));
-            thread.spawn(move || shared.serve()).is_ok()
+            thread.spawn(move || shared.serve(i + 1, wanted + 1)).is_ok()
         };
         // Fewer threads than wished for are slower, not wrong.
         let workers = (0..wanted).take_while(|i| spawn(*i)).count();
