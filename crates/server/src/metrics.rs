@@ -1,10 +1,12 @@
-//! What `/metrics` shows.
+//! What `/metrics` shows: here the server's own figures, in `figures` the engine's.
+
+mod figures;
 
 use crate::state::Loaded;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use hearth_engine::api::{EngineStats, FinishReason};
+use hearth_engine::api::FinishReason;
 use prometheus::{Encoder, Histogram, HistogramOpts, IntCounterVec, Opts, Registry, TextEncoder};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -79,114 +81,10 @@ impl Metrics {
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
         let mut text = String::from_utf8(out).unwrap_or_default();
         if let Some(loaded) = loaded {
-            engine_figures(&mut text, model, &loaded.engine.stats());
+            figures::write(&mut text, &label(model), &loaded.engine.stats());
             adapter_figures(&mut text, &loaded.adapters().names(), &loaded.adapters().in_use());
         }
         text
-    }
-}
-
-/// The engine's own figures, and some of them again under the names that routers read.
-fn engine_figures(out: &mut String, model: &str, stats: &EngineStats) {
-    let used = stats.kv_blocks_used as f64 / stats.kv_blocks_total.max(1) as f64;
-    let (running, waiting) = (stats.running as f64, stats.waiting as f64);
-    for (name, kind, help, value) in [
-        ("hearth_sequences_running", "gauge", "Sequences in the batch", running),
-        ("hearth_sequences_waiting", "gauge", "Requests waiting for admission", waiting),
-        ("hearth_kv_blocks_used", "gauge", "KV blocks in use", stats.kv_blocks_used as f64),
-        ("hearth_kv_blocks", "gauge", "KV blocks in all", stats.kv_blocks_total as f64),
-        (
-            "hearth_kv_host_blocks_held",
-            "gauge",
-            "KV blocks kept on the host",
-            stats.kv_host_blocks_held as f64,
-        ),
-        (
-            "hearth_kv_host_blocks",
-            "gauge",
-            "KV blocks that the host can keep",
-            stats.kv_host_blocks_total as f64,
-        ),
-        ("hearth_kv_host_bytes", "gauge", "Bytes of the KV cache on the host", stats.kv_host_bytes as f64),
-        (
-            "hearth_kv_blocks_moved_out_total",
-            "counter",
-            "KV blocks moved to the host",
-            stats.kv_blocks_moved_out as f64,
-        ),
-        (
-            "hearth_kv_blocks_brought_back_total",
-            "counter",
-            "KV blocks brought back from the host",
-            stats.kv_blocks_brought_back as f64,
-        ),
-        ("hearth_weight_bytes", "gauge", "Bytes of weights resident", stats.weight_bytes as f64),
-        ("hearth_kv_bytes", "gauge", "Bytes of the KV cache on the device", stats.kv_bytes as f64),
-        ("hearth_prompt_tokens_total", "counter", "Prompt tokens computed", stats.prompt_tokens as f64),
-        ("hearth_generated_tokens_total", "counter", "Tokens generated", stats.generated_tokens as f64),
-        ("hearth_engine_finished_total", "counter", "Requests the engine finished", stats.finished as f64),
-        (
-            "hearth_engine_cancelled_total",
-            "counter",
-            "Requests cancelled by their caller",
-            stats.cancelled as f64,
-        ),
-        ("hearth_engine_steps_total", "counter", "Forward passes", stats.steps as f64),
-        (
-            "hearth_prefix_cached_tokens_total",
-            "counter",
-            "Prompt tokens found in the prefix cache",
-            stats.cached_tokens as f64,
-        ),
-        (
-            "hearth_preemptions_total",
-            "counter",
-            "Sequences that gave up their KV blocks",
-            stats.preemptions as f64,
-        ),
-        (
-            "hearth_engine_overdue_total",
-            "counter",
-            "Requests that waited longer than they wanted",
-            stats.overdue as f64,
-        ),
-        (
-            "hearth_streamed_nvme_bytes_total",
-            "counter",
-            "Bytes of weights read from disk",
-            stats.streamed.nvme_bytes as f64,
-        ),
-        (
-            "hearth_streamed_host_bytes_total",
-            "counter",
-            "Bytes of weights read from host memory",
-            stats.streamed.host_bytes as f64,
-        ),
-        ("hearth_streamed_gb_s", "gauge", "10^9 bytes of weights streamed per second", stats.streamed.gb_s()),
-        ("hearth_drafts_total", "counter", "Times that tokens were guessed in advance", stats.drafts as f64),
-        ("hearth_draft_tokens_total", "counter", "Tokens guessed in advance", stats.draft_tokens as f64),
-        (
-            "hearth_accepted_tokens_total",
-            "counter",
-            "Guessed tokens that were right",
-            stats.accepted_tokens as f64,
-        ),
-        ("vllm:spec_decode_num_drafts_total", "counter", "The first of these again", stats.drafts as f64),
-        ("vllm:spec_decode_num_draft_tokens_total", "counter", "The second", stats.draft_tokens as f64),
-        ("vllm:spec_decode_num_accepted_tokens_total", "counter", "The third", stats.accepted_tokens as f64),
-        ("vllm:num_requests_running", "gauge", "Sequences in the batch", running),
-        ("vllm:num_requests_waiting", "gauge", "Requests waiting for admission", waiting),
-        ("vllm:kv_cache_usage_perc", "gauge", "Share of KV blocks in use, 0 to 1", used),
-        ("vllm:gpu_cache_usage_perc", "gauge", "The same under its older name", used),
-        ("vllm:prompt_tokens_total", "counter", "Prompt tokens computed", stats.prompt_tokens as f64),
-        ("vllm:generation_tokens_total", "counter", "Tokens generated", stats.generated_tokens as f64),
-    ] {
-        let label = label(model);
-        // Writing into a string cannot fail.
-        let _ = writeln!(
-            out,
-            "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{{model_name=\"{label}\"}} {value}"
-        );
     }
 }
 
