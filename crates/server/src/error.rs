@@ -128,15 +128,12 @@ impl ApiError {
         Self { code: Some("no_room"), retry_after: Some(retry_after_s), ..error }
     }
 
-    /// 400: the longest answer would never fit.
-    pub(crate) fn answer_too_large(needed: u64, limit: u64) -> Self {
-        Self::field(
-            "max_tokens",
-            format!(
-                "the longest answer would take {needed} bytes, there is room for {limit}: ask for fewer tokens, sequences \
-                 or log-probabilities"
-            ),
-        )
+    /// 400: the longest answer would never fit; `fewer` says of what.
+    pub(crate) fn answer_too_large(param: &str, fewer: &str, needed: u64, limit: u64) -> Self {
+        let message = format!(
+            "the longest answer would take {needed} bytes, there is room for {limit}: ask for fewer {fewer}"
+        );
+        Self::field(param, message)
     }
 
     /// 500.

@@ -4,6 +4,7 @@ use crate::error::{ApiError, excerpt};
 use crate::request::fields::{Fields, describe};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// What the output must conform to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,7 +21,7 @@ pub enum Format {
 }
 
 /// A format and the field that asked for it.
-pub(crate) type Asked = Option<(Format, String)>;
+pub(crate) type Asked = Option<(Arc<Format>, String)>;
 
 const MOST_CHOICES: usize = 10_000;
 
@@ -73,7 +74,7 @@ pub(crate) fn take(fields: &mut Fields) -> Result<Asked, ApiError> {
         let message = format!("{second:?} and {first:?} both ask for a format; give one of them");
         return Err(ApiError::field(second.clone(), message));
     }
-    Ok(asked.pop())
+    Ok(asked.pop().map(|(format, field)| (Arc::new(format), field)))
 }
 
 fn response_format(fields: &mut Fields) -> Result<Option<Format>, ApiError> {
@@ -188,7 +189,11 @@ mod tests {
             (json!({"guided_grammar": "start: \"a\""}), Some(Format::Lark("start: \"a\"".into()))),
             (json!({"guided_choice": ["a", "b\""]}), Some(Format::Choice(vec!["a".into(), "b\"".into()]))),
         ] {
-            assert_eq!(taken(body.clone()).unwrap().map(|(format, _)| format), expected, "{body}");
+            assert_eq!(
+                taken(body.clone()).unwrap().map(|(format, _)| Arc::unwrap_or_clone(format)),
+                expected,
+                "{body}"
+            );
         }
     }
 

@@ -26,14 +26,14 @@ pub(crate) struct Sequence {
     /// Report the prompt's log-probabilities with this many alternatives.
     pub(crate) prompt_logprobs: Option<usize>,
     /// The prompt in the client's words.
-    pub(crate) prompt_text: Option<String>,
+    pub(crate) prompt_text: Option<Arc<str>>,
     pub(crate) stops: Vec<String>,
     /// The stop string stays at the end of the text.
     pub(crate) include_stop: bool,
     /// How the request stands in the queue.
     pub(crate) standing: Standing,
     /// What `request`'s grammar was made of.
-    pub(crate) format: Option<Format>,
+    pub(crate) format: Option<Arc<Format>>,
     /// Tokens that end the sequence but are reported with their log-probability. A harness that scores prompts reads
     /// one more entry than there are prompt tokens, whatever that last token is.
     pub(crate) reported_stop_tokens: Vec<u32>,
@@ -129,7 +129,7 @@ impl Task {
             Err(error) => ("failed", Some(error)),
         };
         let error = failure.as_ref().map(ToString::to_string);
-        let record = self.recording.finish(&sequence.request, sequence.format.as_ref(), end, error);
+        let record = self.recording.finish(&sequence.request, sequence.format.as_deref(), end, error);
         self.state.config().observers.tell(&record);
         if let Some(failure) = failure {
             self.out.send(Update::Failed(failure));

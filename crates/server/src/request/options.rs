@@ -107,6 +107,12 @@ impl Options {
         [eos_tokens, &self.stop_token_ids].concat()
     }
 
+    /// Bytes that every choice has a copy of, or two while the engine takes it.
+    pub(crate) fn copied(&self) -> usize {
+        let stops: usize = self.stop.iter().map(|stop| size_of::<String>() + stop.len()).sum();
+        2 * (size_of_val(&self.stop_token_ids[..]) + size_of_val(&self.sampling.logit_bias[..])) + stops
+    }
+
     /// Sampling of choice `index`: with a seed given, each choice has its own, derived from it.
     pub(crate) fn sampling_of(&self, index: usize) -> Sampling {
         let seed = self.sampling.seed.map(|seed| seed.wrapping_add(index as u64));

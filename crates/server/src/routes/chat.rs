@@ -11,6 +11,7 @@ use crate::request::{body, prompt};
 use crate::request_id::{self, fresh};
 use crate::response::chat::{Calls, ChatShape};
 use crate::response::usage::Usage;
+use crate::room::{Extent, Reservation};
 use crate::state::{AppState, Loaded};
 use crate::tools::reader::Reader;
 use crate::tools::request::Tools;
@@ -20,6 +21,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use hearth_engine::api::Request;
+use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) async fn chat(
@@ -30,9 +32,9 @@ pub(crate) async fn chat(
     let arrived = Instant::now();
     let service = state.service()?;
     let body = body::read(&headers, body, &state).await?;
-    let (request, mut sequences, usage) = {
-        let service = service.clone();
-        compute(move || prepare(&service, &body)).await?
+    let Prepared { request, mut sequences, room, usage } = {
+        let (state, service) = (state.clone(), service.clone());
+        compute(move || prepare(&state, &service, &body)).await?
     };
     let target = target(&state, &service, request.model.as_deref())?;
     sequences.iter_mut().for_each(|s| s.request.adapter = target.adapter.clone());
@@ -58,14 +60,23 @@ pub(crate) async fn chat(
     answer(
         &state,
         &service,
-        Job { about, sequences, usage, arrived, per_prompt: n, keep: n },
+        Job { about, sequences, room, usage, arrived, per_prompt: n, keep: n },
         shape,
         request.options.stream,
     )
     .await
 }
 
-fn prepare(service: &Loaded, body: &[u8]) -> Result<(ChatRequest, Vec<Sequence>, Usage), ApiError> {
+/// A request with its sequences, and the room that the answer may need.
+struct Prepared {
+    request: ChatRequest,
+    sequences: Vec<Sequence>,
+    room: Reservation,
+    usage: Usage,
+}
+
+/// The prompt is copied for its choices once there is room for all of them.
+fn prepare(state: &AppState, service: &Loaded, body: &[u8]) -> Result<Prepared, ApiError> {
     let mut request = parse(body, service.engine.vocab_size())?;
     request.options.settle(service, request.max_tokens)?;
     let prompt = request.conversation.ids(service)?;
@@ -78,6 +89,16 @@ fn prepare(service: &Loaded, body: &[u8]) -> Result<(ChatRequest, Vec<Sequence>,
     let shows_marks =
         syntax.is_some_and(|s| s.has_special_marks(service.tokenizer.as_ref().expect("it rendered")));
     let options = &request.options;
+    // One answer has one prompt.
+    let prompt_logprobs = |index: usize| options.prompt_logprobs.filter(|_| index == 0);
+    let extents = (0..options.n).map(|index| Extent {
+        prompt_tokens: prompt.len(),
+        max_tokens,
+        logprobs: request.logprobs,
+        prompt_logprobs: prompt_logprobs(index),
+        copied: options.copied(),
+    });
+    let room = state.room().for_answer(extents, service.engine.retry_after_s())?;
     let sequences = (0..options.n).map(|index| Sequence {
         request: Request {
             prompt: prompt.clone(),
@@ -85,11 +106,10 @@ fn prepare(service: &Loaded, body: &[u8]) -> Result<(ChatRequest, Vec<Sequence>,
             stop_tokens: options.stop_tokens(&service.eos_tokens),
             sampling: options.sampling_of(index),
             logprobs: request.logprobs,
-            // One answer has one prompt.
-            prompt_logprobs: options.prompt_logprobs.filter(|_| index == 0),
+            prompt_logprobs: prompt_logprobs(index),
             adapter: None,
         },
-        prompt_logprobs: options.prompt_logprobs.filter(|_| index == 0),
+        prompt_logprobs: prompt_logprobs(index),
         echo: false,
         prompt_text: None,
         stops: options.stop.clone(),
@@ -101,7 +121,7 @@ fn prepare(service: &Loaded, body: &[u8]) -> Result<(ChatRequest, Vec<Sequence>,
     });
     let sequences = sequences.collect();
     let usage = Usage::new(&[prompt.len()], options.n);
-    Ok((request, sequences, usage))
+    Ok(Prepared { request, sequences, room, usage })
 }
 
 /// Constrains the output to calls where the client demands them.
@@ -127,7 +147,7 @@ fn force_calls(
     let forced = Forced { tools: tools.callable(), parallel: tools.parallel, tokenizer };
     let format = Format::Lark((syntax.forced)(&forced));
     options.sampling.grammar = Some(service.grammars()?.compile(&format, "tools")?);
-    options.format = Some((format, "tools".into()));
+    options.format = Some((Arc::new(format), "tools".into()));
     Ok(())
 }
 

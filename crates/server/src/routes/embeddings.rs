@@ -6,10 +6,10 @@ use crate::error::ApiError;
 use crate::request::embeddings::{EmbeddingsRequest, Encoding, parse};
 use crate::request::{body, prompt};
 use crate::state::{AppState, Loaded, Phase};
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
+use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::{StreamExt, TryStreamExt};
@@ -25,7 +25,7 @@ pub(crate) async fn embeddings(
     State(state): State<AppState>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Response, ApiError> {
     let service = state.service()?;
     let body = body::read(&headers, body, &state).await?;
     let most = state.config().max_sequences_per_request;
@@ -34,6 +34,10 @@ pub(crate) async fn embeddings(
         compute(move || prepare(&service, &body, most)).await?
     };
     let Target { name: model, adapter } = target(&state, &service, request.model.as_deref())?;
+    let components = service.engine.hidden_size();
+    let shape = (components, request.dimensions.unwrap_or(components), request.encoding);
+    let lengths = inputs.iter().map(Vec::len);
+    let room = state.room().for_vectors(lengths, shape, service.engine.retry_after_s())?;
     let tokens: usize = inputs.iter().map(Vec::len).sum();
     let _guard = state.count_sequence();
     let vectors = within_limits(&state, all(&state, &service, inputs, request.pooling, adapter)).await?;
@@ -45,10 +49,11 @@ pub(crate) async fn embeddings(
             json!({"object": "embedding", "index": index, "embedding": encode(&vector, request.encoding)})
         })
         .collect();
-    Ok(Json(json!({
+    let answer = json!({
         "object": "list", "data": data, "model": model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    })))
+    });
+    Ok(super::held(&answer, room))
 }
 
 /// Parses and tokenizes, and checks every input before the engine sees any.

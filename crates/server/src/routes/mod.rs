@@ -16,10 +16,12 @@ use crate::record::About;
 use crate::request::options::StreamOptions;
 use crate::response::usage::Usage;
 use crate::response::{Shape, collect, sse};
+use crate::room::Reservation;
 use crate::state::{AppState, Loaded};
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use serde_json::Value;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -46,10 +48,8 @@ pub(crate) async fn answer(
     shape: impl Shape,
     stream: Option<StreamOptions>,
 ) -> Result<Response, ApiError> {
-    let Job { about, sequences, mut usage, arrived, per_prompt, keep } = job;
+    let Job { about, sequences, room, mut usage, arrived, per_prompt, keep } = job;
     let count = sequences.len();
-    let requests = sequences.iter().map(|sequence| &sequence.request);
-    let room = state.room().for_answer(requests, service.engine.retry_after_s())?;
     let updates = start(state, service, sequences, about, arrived)?;
     match stream {
         Some(options) => Ok(sse::stream(updates, shape, usage, options, state.config().keep_alive, room)),
@@ -58,17 +58,24 @@ pub(crate) async fn answer(
             if keep < per_prompt {
                 outcomes = collect::best(outcomes, per_prompt, keep);
             }
-            let answer = shape.answer(outcomes, &usage).to_string();
-            let kind = HeaderValue::from_static("application/json");
-            Ok(([(header::CONTENT_TYPE, kind)], Body::from(room.hold(answer.into()))).into_response())
+            Ok(held(&shape.answer(outcomes, &usage), room))
         }
     }
+}
+
+/// An answer that has its room until it is taken.
+fn held(answer: &Value, room: Reservation) -> Response {
+    let kind = HeaderValue::from_static("application/json");
+    let body = Body::from(room.hold(answer.to_string().into()));
+    ([(header::CONTENT_TYPE, kind)], body).into_response()
 }
 
 /// A request, ready for the engine.
 pub(crate) struct Job {
     pub(crate) about: About,
     pub(crate) sequences: Vec<Sequence>,
+    /// For the answer.
+    pub(crate) room: Reservation,
     pub(crate) usage: Usage,
     pub(crate) arrived: Instant,
     /// Sequences per prompt, and how many of them, the best, are given.

@@ -5,8 +5,9 @@ use hearth_engine::EngineConfig;
 use hearth_engine::api::{Request, Sampling};
 use hearth_server::ServerConfig;
 use serde_json::{Value, json};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 /// Every error has the shape OpenAI's clients parse.
 fn check(answer: &Answer, status: u16, kind: &str, words: &str) {
@@ -82,6 +83,77 @@ fn what_there_is_no_room_for_is_refused_before_it_is_made() {
     );
     drop(stuck);
     eventually("an answer", || server.post("/v1/completions", &asked(4, 5)).status == 200);
+}
+
+/// A request whose body comes in chunks, so far the beginning of it.
+fn begin_chunked(server: &Server) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    send_chunk(&mut stream, r#"{"prompt": "x", "max_tokens": 1, "user": ""#);
+    stream
+}
+
+fn send_chunk(stream: &mut TcpStream, text: &str) {
+    // The server may have hung up by now.
+    let _ = stream.write_all(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes());
+}
+
+fn end_chunked(stream: &mut TcpStream) -> String {
+    send_chunk(stream, "\"}");
+    let _ = stream.write_all(b"0\r\n\r\n");
+    status_line(stream)
+}
+
+fn status_line(stream: &TcpStream) -> String {
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    line
+}
+
+fn is_answered(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let answered = stream.peek(&mut [0]).is_ok();
+    stream.set_nonblocking(false).unwrap();
+    answered
+}
+
+#[test]
+fn a_body_of_unknown_length_takes_the_room_of_what_came_of_it() {
+    let config = ServerConfig { max_traffic_bytes: 1 << 20, ..ServerConfig::new(MODEL) };
+    let server = Server::start(config, service(engine(EngineConfig::default())));
+    // Three at once, where one that might become as long as is allowed would not fit.
+    let mut three = [(); 3].map(|()| begin_chunked(&server));
+    for stream in &mut three {
+        let line = end_chunked(stream);
+        assert!(line.starts_with("HTTP/1.1 200"), "{line}");
+    }
+    // Longer than all the room there is.
+    let mut long = begin_chunked(&server);
+    send_chunk(&mut long, &"x".repeat(66_000));
+    let line = status_line(&long);
+    assert!(line.starts_with("HTTP/1.1 413"), "{line}");
+    // Two that grow beyond it together: one is refused, the other goes on.
+    let mut two = [(); 2].map(|()| begin_chunked(&server));
+    two.iter_mut().for_each(|stream| send_chunk(stream, &"x".repeat(24_000)));
+    let mut refused = None;
+    eventually("one is refused", || {
+        refused = two.iter().position(is_answered);
+        refused.is_some()
+    });
+    let line = status_line(&two[refused.unwrap()]);
+    assert!(line.starts_with("HTTP/1.1 429"), "{line}");
+    let other = &mut two[1 - refused.unwrap()];
+    assert!(!is_answered(other));
+    send_chunk(other, &"x".repeat(24_000));
+    let line = end_chunked(other);
+    assert!(line.starts_with("HTTP/1.1 200"), "{line}");
+    // All of it was given back.
+    let body = json!({"prompt": "x", "max_tokens": 1, "user": "x".repeat(60_000)});
+    eventually("room for a body that needs nearly all", || {
+        server.post("/v1/completions", &body).status == 200
+    });
 }
 
 #[test]

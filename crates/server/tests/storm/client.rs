@@ -21,7 +21,7 @@ pub struct Tally {
     answered: AtomicU64,
     /// The client's fault.
     refused: AtomicU64,
-    /// The queue was full.
+    /// The queue was full, or there was no room for the body or the answer.
     busy: AtomicU64,
     /// Waited too long in it.
     overdue: AtomicU64,
@@ -179,7 +179,7 @@ impl<'a> Client<'a> {
         let error = answer.error();
         let what = || format!("{expected:?}: {answer:?}");
         let counted = match (answer.status, error.as_deref()) {
-            (429, Some("queue_full")) => &self.tally.busy,
+            (429, Some("queue_full" | "no_room")) => &self.tally.busy,
             (200 | 503, Some("queue_timeout")) => &self.tally.overdue,
             (200, None) => {
                 assert!(matches!(expected, Expected::Known(_) | Expected::Anything), "{}", what());

@@ -45,9 +45,11 @@ pub fn known(kind: u64) -> Vec<u8> {
         "stream": dice.one_in(2),
         "user": dice.of(&["ann", "bob"]),
     });
+    // Some do not say how long they are.
+    let send = if kind % 3 == 2 { post_in_chunks } else { post };
     if kind.is_multiple_of(4) {
         body["messages"] = json!([{"role": "user", "content": "x".repeat(dice.roll(40) as usize)}]);
-        return post("/v1/chat/completions", &body);
+        return send("/v1/chat/completions", &body);
     }
     body["prompt"] = dice.tokens(40);
     match kind % 8 {
@@ -57,7 +59,7 @@ pub fn known(kind: u64) -> Vec<u8> {
         5 => (body["echo"], body["logprobs"]) = (true.into(), 1.into()),
         _ => {}
     }
-    post("/v1/completions", &body)
+    send("/v1/completions", &body)
 }
 
 /// Any request at all, most of them possible.
@@ -66,6 +68,10 @@ pub fn hostile(dice: &mut Dice) -> Vec<u8> {
         0 => return get(dice.of(&["/metrics", "/health", "/v1/models", "/nothing", "/openapi.json", "/"])),
         1 => return post("/tokenize", &json!({"prompt": "abc ".repeat(dice.roll(500) as usize)})),
         2 => return post("/v1/embeddings", &json!({"input": dice.tokens(60), "user": "eve"})),
+        3 => {
+            let inputs: Vec<Value> = (0..1 + dice.roll(16)).map(|_| dice.tokens(9)).collect();
+            return post_in_chunks("/v1/embeddings", &json!({"input": inputs}));
+        }
         _ => {}
     }
     let longest = if dice.one_in(8) { 2 * CONTEXT } else { CONTEXT / 4 };
@@ -148,8 +154,18 @@ fn get(path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: storm\r\n\r\n").into_bytes()
 }
 
-fn post(path: &str, body: &Value) -> Vec<u8> {
+pub fn post(path: &str, body: &Value) -> Vec<u8> {
     let body = body.to_string();
-    let head = format!("POST {path} HTTP/1.1\r\nhost: storm\r\ncontent-type: application/json\r\n");
-    format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    format!("{}content-length: {}\r\n\r\n{body}", head(path), body.len()).into_bytes()
+}
+
+fn post_in_chunks(path: &str, body: &Value) -> Vec<u8> {
+    let chunk = |part: &[u8]| [format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat();
+    let chunks: Vec<Vec<u8>> = body.to_string().as_bytes().chunks(40).map(chunk).collect();
+    let head = format!("{}transfer-encoding: chunked\r\n\r\n", head(path));
+    [head.as_bytes(), &chunks.concat(), b"0\r\n\r\n"].concat()
+}
+
+fn head(path: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nhost: storm\r\ncontent-type: application/json\r\n")
 }
