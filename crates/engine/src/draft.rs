@@ -10,6 +10,7 @@
 //! step. Should the sequence have ended meanwhile, whoever shares the block reads an older value there: a worse guess, never
 //! another answer.
 
+use crate::error::Error;
 use crate::kv::Move;
 use crate::runner::{EachRow, Forward, SequenceStep};
 use crate::scheduler::{Part, RequestId};
@@ -30,7 +31,14 @@ impl Draft {
     }
 
     /// Computes a step's known tokens, and gives its sequences as many guesses as it has room for.
-    pub(crate) fn guess<'p>(&mut self, parts: &'p [Part], sequences: &mut HashMap<RequestId, Sequence>) {
+    ///
+    /// # Errors
+    /// When its weights could not be had.
+    pub(crate) fn guess<'p>(
+        &mut self,
+        parts: &'p [Part],
+        sequences: &mut HashMap<RequestId, Sequence>,
+    ) -> Result<(), Error> {
         let mut steps: Vec<SequenceStep> = Vec::new();
         let mut guessing: Vec<&'p Part> = Vec::new();
         for part in parts {
@@ -44,9 +52,15 @@ impl Draft {
             let each: &mut EachRow = &mut |i, _, logits| {
                 sequences.get_mut(&guessing[i].id).expect("found before").push_guess(logits);
             };
-            self.0.forward(&steps, each);
+            self.0.forward(&steps, each)?;
             let next = |part: &'p Part| Some((sequences[&part.id].next_draft_step(part)?, part));
             (steps, guessing) = guessing.into_iter().filter_map(next).unzip();
         }
+        Ok(())
+    }
+
+    /// As [`Forward::check`].
+    pub(crate) fn check(&mut self) -> Result<(), Error> {
+        self.0.check()
     }
 }

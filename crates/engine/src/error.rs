@@ -54,6 +54,14 @@ pub enum Error {
         /// Bytes left.
         free: u64,
     },
+    /// A transformer block could not be read from disk when its turn came. The next pass reads it again.
+    #[error("transformer block {block} could not be streamed: {cause}")]
+    Streaming {
+        /// Which.
+        block: usize,
+        /// What went wrong.
+        cause: Box<Error>,
+    },
     /// A configuration that cannot work.
     #[error("{0}")]
     Config(String),

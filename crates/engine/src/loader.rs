@@ -453,22 +453,19 @@ impl Parts {
 
     /// The block loop: hands every block over in order, streamed ones as they come.
     ///
-    /// # Panics
-    /// When a streamed block could not be read: whoever runs steps answers for the requests in them.
-    pub(crate) fn each_block(&self, mut each: impl FnMut(usize, &dyn Block)) {
+    /// # Errors
+    /// [`Error::Streaming`] when a streamed block could not be read: those before it were handed over.
+    pub(crate) fn each_block(&self, mut each: impl FnMut(usize, &dyn Block)) -> Result<(), Error> {
         let mut pass = self.stream.as_ref().map(Stream::pass);
         for (i, block) in self.blocks.iter().enumerate() {
             match (block, &mut pass) {
                 (Some(block), _) => each(i, block.as_ref()),
-                (None, Some(pass)) => {
-                    if let Err(error) = pass.with(i, &mut |block| each(i, block)) {
-                        // Not a bug of ours, so not through the panic hook.
-                        let why = format!("transformer block {i} could not be streamed: {error}");
-                        std::panic::resume_unwind(Box::new(why))
-                    }
-                }
+                (None, Some(pass)) => pass
+                    .with(i, &mut |block| each(i, block))
+                    .map_err(|cause| Error::Streaming { block: i, cause: Box::new(cause) })?,
                 (None, None) => unreachable!("a block that is not resident is streamed"),
             }
         }
+        Ok(())
     }
 }

@@ -41,7 +41,18 @@ pub type EachRow<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
 /// Whatever turns tokens into logits, one step at a time.
 pub trait Forward {
     /// Computes a step's tokens and hands over the logits asked for, in order.
-    fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow);
+    ///
+    /// # Errors
+    /// When weights could not be had. The step's tokens count as not computed; the next step may work.
+    fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow) -> Result<(), Error>;
+
+    /// Whether the weights of a step can be had again, after a step found that they could not.
+    ///
+    /// # Errors
+    /// When they still cannot.
+    fn check(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Moves KV blocks between device and host, in order.
     fn move_blocks(&mut self, moves: &[Move]);
@@ -90,7 +101,7 @@ impl Runner {
     }
 
     /// Tokens through embedding and blocks: `[rows, d_model]`.
-    fn hidden(&mut self, step: &[SequenceStep]) -> Tensor<2> {
+    fn hidden(&mut self, step: &[SequenceStep]) -> Result<Tensor<2>, Error> {
         let parts = self.model.parts();
         let ids: Vec<u32> = step.iter().flat_map(|s| s.tokens.iter().copied()).collect();
         let rows: Vec<RowPosition> = step.iter().flat_map(SequenceStep::row_positions).collect();
@@ -111,14 +122,14 @@ impl Runner {
                 Some(fused) => context.run(fused, layer, x, &mut self.space),
                 None => block.forward(x, &mut context),
             });
-        });
-        x.expect("every block gives back what it takes")
+        })?;
+        Ok(x.expect("every block gives back what it takes"))
     }
 }
 
 impl Forward for Runner {
-    fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow) {
-        let x = self.hidden(step);
+    fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow) -> Result<(), Error> {
+        let x = self.hidden(step)?;
         let parts = self.model.parts();
         let (vectors, logits): (Vec<_>, Vec<_>) =
             wanted_rows(step).into_iter().partition(|w| step[w.sequence].vectors);
@@ -131,6 +142,11 @@ impl Forward for Runner {
             let rows = rows.try_into_vec::<f32>().expect("inference runs in f32");
             hand_over(wanted, &rows, parts.config.hidden_size, each);
         }
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<(), Error> {
+        self.model.parts().each_block(|_, _| ())
     }
 
     fn move_blocks(&mut self, moves: &[Move]) {

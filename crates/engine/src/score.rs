@@ -49,7 +49,8 @@ impl Scorer {
     /// starts at position 0 and shares nothing with those before.
     ///
     /// # Errors
-    /// [`Error::Request`] for no tokens, too many, or one outside the vocabulary.
+    /// [`Error::Request`] for no tokens, too many, or one outside the vocabulary; [`Error::Streaming`] when weights could not be
+    /// read.
     pub fn score(
         &mut self,
         tokens: &[u32],
@@ -69,7 +70,7 @@ impl Scorer {
                 vectors: false,
                 adapter: None,
             };
-            self.runner.forward(&[step], &mut |_, token, logits| each(start + token, logits));
+            self.runner.forward(&[step], &mut |_, token, logits| each(start + token, logits))?;
         }
         Ok(())
     }

@@ -8,8 +8,8 @@
 //! # Invariants
 //! - Callers and the worker share a [`State`] behind one lock, held for bookkeeping only, never during a forward
 //!   pass. So a submission is taken or refused at once.
-//! - Every accepted request ends with `Finished` or `Failed`, or was cancelled: also when a step panics, and
-//!   when the worker itself does.
+//! - Every accepted request ends with `Finished` or `Failed`, or was cancelled: also when a step panics or finds no weights,
+//!   and when the worker itself panics.
 
 mod pace;
 mod worker;
@@ -30,8 +30,9 @@ use crate::streaming::Counters;
 use hearth_kernels::paged::KV_BLOCK;
 use hearth_weights::{ModelConfig, RopeScaling};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, WaitTimeoutResult};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use pace::Pace;
 
@@ -204,6 +205,7 @@ impl Engine {
             next_id: 0,
             mode: Mode::Open,
             pace: Pace::default(),
+            fault: None,
             stats,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
@@ -271,6 +273,8 @@ struct State {
     next_id: RequestId,
     mode: Mode,
     pace: Pace,
+    /// Why the last step could not be computed, unless it was for what it was about.
+    fault: Option<String>,
     /// Counters; gauges are filled in when asked for.
     stats: EngineStats,
 }
@@ -290,6 +294,14 @@ impl Shared {
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_at_most<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        limit: Duration,
+    ) -> (MutexGuard<'a, State>, WaitTimeoutResult) {
+        self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn advance_to(&self, mode: Mode) {
@@ -451,6 +463,16 @@ impl EngineHandle {
             kv_blocks_idle: blocks.idle(),
             kv_blocks_total: blocks.total(),
             ..state.stats
+        }
+    }
+
+    /// Why requests cannot be answered at the moment, or any more. An engine whose weights could not be read fails the requests
+    /// of that step, takes others and tries again; once it can read them this is `None` again.
+    pub fn fault(&self) -> Option<String> {
+        let state = self.owner.shared.lock();
+        match state.mode {
+            Mode::Open => state.fault.clone(),
+            _ => Some(SubmitError::Stopped.to_string()),
         }
     }
 

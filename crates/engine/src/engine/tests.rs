@@ -5,6 +5,7 @@ use super::*;
 use crate::api::{Event, FinishReason, Sampling, TokenLogprobs};
 use crate::kv::Move;
 use crate::runner::{EachRow, SequenceStep};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 const VOCAB: usize = 50;
@@ -21,6 +22,8 @@ struct Hashing {
     explosive: Option<u32>,
     /// Answers NaN after this token.
     poisonous: Option<u32>,
+    /// Finds no weights while this is set.
+    unreadable: Arc<AtomicBool>,
     /// Waits for a go-ahead before each step, if there is one.
     gate: Option<mpsc::Receiver<()>>,
 }
@@ -33,6 +36,7 @@ impl Hashing {
             salt: 7,
             explosive: None,
             poisonous: None,
+            unreadable: Arc::default(),
             gate: None,
         }
     }
@@ -49,10 +53,11 @@ impl Hashing {
 }
 
 impl Forward for Hashing {
-    fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow) {
+    fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow) -> Result<(), Error> {
         if let Some(gate) = &self.gate {
             gate.recv().ok();
         }
+        self.check()?;
         for (i, s) in step.iter().enumerate() {
             for (j, &token) in s.tokens.iter().enumerate() {
                 assert!(Some(token) != self.explosive, "token {token} is explosive");
@@ -63,6 +68,14 @@ impl Forward for Hashing {
                     each(i, j, &self.logits(&history));
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<(), Error> {
+        match self.unreadable.load(Ordering::Relaxed) {
+            true => Err(Error::Config("the disk is gone".into())),
+            false => Ok(()),
         }
     }
 
@@ -345,6 +358,75 @@ fn a_panic_in_a_step_fails_its_requests_and_the_engine_goes_on() {
     );
     assert_eq!(engine.stats().kv_blocks_used, 0);
     assert!(matches!(events_of(request(&[1], 1))[..], [Event::Token { .. }, Event::Finished { .. }]));
+}
+
+#[test]
+fn a_step_without_weights_fails_its_requests_and_the_next_step_tries_again() {
+    for drafts in [false, true] {
+        let (unreadable, model) = (Arc::<AtomicBool>::default(), Hashing::new(8));
+        // One sequence at a time: the others wait until the first has failed.
+        let (go, gate) = mpsc::channel();
+        let model = Hashing { gate: Some(gate), ..model };
+        let (model, draft) = match drafts {
+            false => (Hashing { unreadable: unreadable.clone(), ..model }, None),
+            true => (model, Some(Hashing { unreadable: unreadable.clone(), ..Hashing::new(8) })),
+        };
+        let limits = Limits { max_seqs: 1, ..limits() };
+        let engine = start_guessing(limits, model, draft, drafts.then_some(2));
+        let mut first = engine.submit(request(&[1], 12)).expect("room");
+        let others: Vec<_> = (2..4).map(|i| engine.submit(request(&[i], 4)).expect("room")).collect();
+        // One step goes well, in a later one the weights are gone, then they are there again.
+        let mut said = Vec::new();
+        go.send(()).expect("it waits");
+        said.extend(first.next_blocking());
+        unreadable.store(true, Ordering::Relaxed);
+        go.send(()).ok();
+        said.extend(std::iter::from_fn(|| first.next_blocking()));
+        assert_eq!(said.last(), Some(&Event::Failed("a step failed: the disk is gone".into())));
+        eventually_some(&engine);
+        unreadable.store(false, Ordering::Relaxed);
+        drop(go);
+        for (i, generation) in (2..4).zip(others) {
+            let events = events(generation);
+            // The one after it may have met the same.
+            if !matches!(events.last(), Some(Event::Failed(_))) {
+                assert_eq!(tokens(&events), expected(&[i], 4));
+            }
+        }
+        let again = events(engine.submit(request(&[9], 4)).expect("room"));
+        assert_eq!(tokens(&again), expected(&[9], 4));
+        assert_eq!((engine.fault(), engine.stats().kv_blocks_used), (None, 0));
+    }
+}
+
+#[test]
+fn an_idle_engine_finds_out_by_itself_that_its_weights_can_be_had_again() {
+    let model = Hashing::new(8);
+    let unreadable = model.unreadable.clone();
+    unreadable.store(true, Ordering::Relaxed);
+    let engine = start(limits(), model);
+    assert!(matches!(events(engine.submit(request(&[1], 1)).expect("room"))[..], [Event::Failed(_)]));
+    assert_eq!(eventually_some(&engine), "a step failed: the disk is gone");
+    unreadable.store(false, Ordering::Relaxed);
+    let begun = std::time::Instant::now();
+    while engine.fault().is_some() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it never looked");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    engine.shutdown();
+    assert_eq!(engine.fault().as_deref(), Some("the engine is shutting down"));
+}
+
+/// The engine's fault, which it says a moment after its requests know.
+fn eventually_some(engine: &EngineHandle) -> String {
+    let begun = std::time::Instant::now();
+    loop {
+        if let Some(fault) = engine.fault() {
+            return fault;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "there is no fault");
+        std::thread::yield_now();
+    }
 }
 
 /// Requests that share prompts, more than there is room for at once.

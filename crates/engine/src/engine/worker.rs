@@ -9,11 +9,14 @@ use crate::sequence::{Outcome, Sequence};
 use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
 
 /// What ends the requests of an engine that stops.
 const STOPPED: &str = "the engine is shutting down";
+
+/// Pause of an engine with nothing to do before it looks whether its weights can be had again.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Owns the model and every sequence that was accepted and is not over.
 pub struct Worker<F> {
@@ -97,8 +100,30 @@ impl<F: Forward> Worker<F> {
             if state.mode == Mode::Draining {
                 return None;
             }
-            state = shared.wait(state);
+            state = match state.fault {
+                None => shared.wait(state),
+                Some(_) => self.look_again(&shared, state),
+            };
         }
+    }
+
+    /// Waits, since the last step found no weights, but not for ever: nobody asks a server that says it cannot answer, so
+    /// it finds out by itself when it can.
+    fn look_again<'a>(&mut self, shared: &'a Shared, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let (state, waited) = shared.wait_at_most(state, LOOK_AGAIN);
+        if !waited.timed_out() {
+            return state;
+        }
+        drop(state);
+        let found = catch_unwind(AssertUnwindSafe(|| {
+            self.draft.as_mut().map_or(Ok(()), Draft::check)?;
+            self.forward.check()
+        }));
+        let mut state = shared.lock();
+        if let Ok(Ok(())) = found {
+            state.fault = None;
+        }
+        state
     }
 
     fn absorb(&mut self, state: &mut State) {
@@ -136,10 +161,9 @@ impl<F: Forward> Worker<F> {
     }
 
     fn step(&mut self, parts: Vec<Part>) {
-        let guessed = catch_unwind(AssertUnwindSafe(|| {
-            if let Some(draft) = &mut self.draft {
-                draft.guess(&parts, &mut self.sequences);
-            }
+        let guessed = catch_unwind(AssertUnwindSafe(|| match &mut self.draft {
+            Some(draft) => draft.guess(&parts, &mut self.sequences),
+            None => Ok(()),
         }));
         let (mut moving, steps): (Vec<Moving>, Vec<SequenceStep>) =
             parts.into_iter().map(|part| self.set_out(part)).unzip();
@@ -147,19 +171,28 @@ impl<F: Forward> Worker<F> {
             self.forward.forward(&steps, &mut |i, token, logits| {
                 let m = &mut moving[i];
                 m.sequence.take_logits(m.start + token, logits);
-            });
+            })
         });
-        let run = guessed.and_then(|()| catch_unwind(forward));
-        let outcomes: Vec<Outcome> = match run {
-            Ok(()) => moving.iter_mut().map(|m| m.sequence.settle(m.end)).collect(),
-            Err(panic) => {
-                let why = format!("a step failed: {}", message(&*panic));
-                moving.iter().map(|m| m.sequence.fail(why.clone())).collect()
-            }
+        let run = match guessed {
+            Ok(Ok(())) => catch_unwind(forward),
+            failed => failed,
+        };
+        let failure = match &run {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(format!("a step failed: {error}")),
+            Err(panic) => Some(format!("a step failed: {}", message(&**panic))),
+        };
+        let outcomes: Vec<Outcome> = match &failure {
+            None => moving.iter_mut().map(|m| m.sequence.settle(m.end)).collect(),
+            Some(why) => moving.iter().map(|m| m.sequence.fail(why.clone())).collect(),
         };
         let shared = self.shared.clone();
         let mut state = shared.lock();
         state.stats.steps += 1;
+        // A panic tells of what was asked for, an error of the machine: that one others will meet too.
+        if run.is_ok() {
+            state.fault = failure;
+        }
         for (m, outcome) in moving.into_iter().zip(outcomes) {
             self.book(&mut state, m, outcome);
         }

@@ -164,6 +164,8 @@ struct OnDisk {
     ring: Option<Prefetcher>,
     /// Which of the blocks the ring gives next.
     next: usize,
+    /// Whether a read failed: what was read ahead by then may have failed for the same reason.
+    stale: bool,
 }
 
 impl Stream {
@@ -190,7 +192,7 @@ impl Stream {
             hosted.insert(block.index, (block.build(arch.as_ref(), &buffer, activations)?, bytes));
         }
         let ring = ring(&on_disk, file, look_ahead, ledger)?;
-        let on_disk = Mutex::new(OnDisk { blocks: on_disk, ring, next: 0 });
+        let on_disk = Mutex::new(OnDisk { blocks: on_disk, ring, next: 0, stale: false });
         Ok(Self { arch, activations, hosted, on_disk, counters: Arc::default(), _charge: charge })
     }
 
@@ -200,7 +202,8 @@ impl Stream {
 
     /// Begins a pass. Passes of several users take turns.
     pub(crate) fn pass(&self) -> Pass<'_> {
-        let on_disk = self.on_disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut on_disk = self.on_disk.lock().unwrap_or_else(PoisonError::into_inner);
+        on_disk.begin();
         Pass { stream: self, on_disk, begun: Instant::now() }
     }
 }
@@ -249,14 +252,23 @@ impl Drop for Pass<'_> {
 type Shared = Arc<dyn Deref<Target = [u8]> + Send + Sync>;
 
 impl OnDisk {
-    /// The bytes of block `index`. What a pass that broke off left unread is passed over.
+    /// Begins a pass: anew where the one before it broke off.
+    fn begin(&mut self) {
+        if let Some(ring) = self.ring.as_mut().filter(|_| self.next > 0 || self.stale) {
+            ring.restart();
+            (self.next, self.stale) = (0, false);
+        }
+    }
+
+    /// The bytes of block `index`.
     fn read(&mut self, index: usize, counter: &AtomicU64) -> Result<(&StreamedBlock, Shared), Error> {
         loop {
             let ring = self.ring.as_mut().expect("a block that is nowhere else is on disk");
             let at = self.next;
-            // One that cannot be read is passed over too.
-            self.next = (at + 1) % self.blocks.len();
+            self.stale = true;
             let lease = next(ring)?;
+            self.stale = false;
+            self.next = (at + 1) % self.blocks.len();
             add(counter, lease.len() as u64);
             if self.blocks[at].index == index {
                 return Ok((&self.blocks[at], Arc::new(lease)));

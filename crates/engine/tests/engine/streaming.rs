@@ -12,6 +12,7 @@ use hearth_memory::{Budget, Ledger, Size, Tier};
 use hearth_model::panels::LAYOUTS;
 use hearth_weights::{BundleWriter, FormatRef, ModelConfig, ModelFiles, TensorMeta, TokenizerFiles, quant};
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Transformer blocks of the model below.
@@ -242,13 +243,27 @@ fn a_block_that_can_no_longer_be_read_fails_the_step_and_nothing_else() {
     let Sizes { device, stored, .. } = sizes(&files);
     let engine = Engine::start(within(&files, device, MORE_THAN_RING * stored), EngineConfig::default())
         .expect("it fits");
+    let request = || engine.submit(greedy(&[1, 2, 3], 40)).expect("fits");
+    let expected = events(request());
+    assert!(matches!(expected.last(), Some(Event::Finished { .. })), "{expected:?}");
     let weights = directory.path().join("bundle/weights.bin");
+    let whole = std::fs::read(&weights).expect("readable");
     let file = std::fs::OpenOptions::new().write(true).open(weights).expect("it is there");
-    file.set_len(4096).expect("truncated");
+    // Twice, as what was read ahead may have failed with it.
     for _ in 0..2 {
-        let events = events(engine.submit(greedy(&[1, 2, 3], 40)).expect("fits"));
-        let Some(Event::Failed(why)) = events.last() else { panic!("{events:?}") };
-        assert!(why.contains("could not be streamed"), "{why}");
+        file.set_len(4096).expect("truncated");
+        for _ in 0..2 {
+            let events = events(request());
+            let Some(Event::Failed(why)) = events.last() else { panic!("{events:?}") };
+            assert!(why.contains("could not be streamed"), "{why}");
+        }
+        file.write_all_at(&whole[4096..], 4096).expect("writable");
+        let said = |events: &[Event]| {
+            events.iter().filter(|e| matches!(e, Event::Token { .. })).cloned().collect::<Vec<_>>()
+        };
+        assert_eq!(said(&events(request())), said(&expected), "the bytes are there again");
+        assert_eq!(engine.fault(), None);
     }
+    engine.drain();
     assert_eq!(engine.stats().kv_blocks_used, 0);
 }

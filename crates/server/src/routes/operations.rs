@@ -8,13 +8,16 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-/// 200 when requests are taken, 503 while loading and while shutting down.
+/// 200 when requests are taken, 503 while loading, while shutting down and while the engine cannot answer.
 pub(crate) async fn health(State(state): State<AppState>) -> Response {
-    let (code, status) = match state.service() {
-        Ok(_) => (StatusCode::OK, "ok"),
-        Err(ApiError { code, .. }) => (StatusCode::SERVICE_UNAVAILABLE, code.unwrap_or("unavailable")),
-    };
-    (code, Json(json!({"status": status}))).into_response()
+    let unavailable = |body| (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
+    match state.service() {
+        Ok(service) => match service.engine.fault() {
+            None => Json(json!({"status": "ok"})).into_response(),
+            Some(fault) => unavailable(json!({"status": "failing", "error": fault})),
+        },
+        Err(ApiError { code, .. }) => unavailable(json!({"status": code.unwrap_or("unavailable")})),
+    }
 }
 
 /// Prometheus' text format.

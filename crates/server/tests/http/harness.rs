@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 pub const MODEL: &str = "tiny/chat";
 
-fn model_folder() -> PathBuf {
+pub fn model_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-chat/model")
 }
 

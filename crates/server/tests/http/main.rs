@@ -4,6 +4,7 @@ mod adapters;
 mod chat;
 mod completions;
 mod constrained;
+mod disk;
 mod embeddings;
 mod errors;
 mod fuzz;
