@@ -40,8 +40,6 @@ pub struct Sequence {
     guesser: Option<Guesser>,
     /// Tokens guessed to follow those known.
     guess: Vec<u32>,
-    /// A position that the draft model has not computed though this one has.
-    undrafted: Option<usize>,
     /// Tokens that were known before this step.
     known: usize,
     /// What this step's logits led to, until the step is over.
@@ -143,7 +141,6 @@ impl Sequence {
             scoring: request.prompt_logprobs.map(|alternatives| Scoring { alternatives, rows: vec![None] }),
             guesser: None,
             guess: Vec::new(),
-            undrafted: None,
             known: 0,
             news: Vec::new(),
             end: None,
@@ -184,16 +181,11 @@ impl Sequence {
         self.guesser.as_mut().map_or(0, |guesser| guesser.guess(&self.tokens, batch, &mut self.guess))
     }
 
-    /// What a draft model computes before this sequence's part of a step, in the end to guess; `None` if nothing is
-    /// guessed for it.
-    pub fn draft_step(&mut self, part: &Part) -> Option<SequenceStep> {
-        self.guesser.as_ref()?;
-        let Range { start, end } = part.positions;
-        let from = self.undrafted.take().filter(|position| position + 1 == start).unwrap_or(start);
-        self.guess.clear();
-        let tokens = self.tokens[from..end].to_vec();
-        let last = tokens.len() - usize::from(part.proposed > 0);
-        Some(self.drafted(tokens, from, last, part))
+    /// What a draft model computes of the known tokens before it guesses behind the last of this sequence's part of a step.
+    pub fn draft_step(&self, part: &Part, positions: Range<usize>) -> SequenceStep {
+        let tokens = self.tokens[positions.clone()].to_vec();
+        let wanted = tokens.len() - usize::from(positions.end == part.positions.end);
+        self.drafted(tokens, positions.start, wanted, part)
     }
 
     /// What it computes next, if there is room for a further guess.
@@ -227,7 +219,6 @@ impl Sequence {
         if let Some(guesser) = &mut self.guesser {
             guesser.learn(&self.guess, given);
         }
-        self.undrafted = (proposed > 0 && accepted == proposed).then(|| self.known + proposed - 1);
         self.guess.clear();
         accepted
     }

@@ -69,7 +69,7 @@ impl Cost {
     }
 
     /// The least probability at which a guess pays among so many sequences: the `n`-th, counted from 0. A draft model's first
-    /// comes from a pass that it makes in any case.
+    /// is not charged with the pass it comes from: who never tries never learns.
     fn least(&self, batch: usize, n: usize) -> f32 {
         let batch = batch.max(1) as f32;
         batch / (self.rows_of_a_step + batch) + if n == 0 { 0.0 } else { self.draft }

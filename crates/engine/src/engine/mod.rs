@@ -16,7 +16,7 @@ mod worker;
 
 use crate::adapter::AdapterLoader;
 use crate::api::{Adapter, EngineStats, Generation, Pooling, Request, Standing, SubmitError};
-use crate::draft::Draft;
+use crate::draft::{Draft, DraftCache};
 use crate::error::Error;
 use crate::footprint::{self, Wishes};
 use crate::loader::LoadedModel;
@@ -185,7 +185,12 @@ impl Engine {
         let adapters = model.adapter_loader()?;
         let runner = |model, working| Runner::new(model, grant.blocks, grant.host_blocks, working);
         let draft = draft.map(|draft| runner(draft, grant.draft_working_bytes));
-        let draft = draft.transpose()?.map(Draft::new);
+        let cache = DraftCache {
+            blocks: [grant.blocks, grant.host_blocks],
+            block_tokens: KV_BLOCK,
+            rows: grant.max_batch_tokens,
+        };
+        let draft = draft.transpose()?.map(|draft| Draft::new(draft, cache));
         let runner = runner(model, grant.working_bytes)?;
         Self::start_with(runner, draft, scheduler, facts, stats, streaming, Some(adapters))
     }
