@@ -117,7 +117,9 @@ pub fn slopes(on: &On) -> Result<(), Failure> {
             let mut moved = first.clone();
             let values = moved.get_mut(name).expect("every parameter has a gradient");
             values.iter_mut().zip(slope).for_each(|(w, g)| *w += (side * reach / length) as f32 * g);
-            with::<f32, _>(on, CARD, Some(&moved), |trainer, batch| Ok(trainer.evaluate(&batch)?))
+            with::<f32, _>(on, CARD, Some(&moved), |trainer, batch| {
+                Ok(trainer.evaluate(&batch)? / batch.trained() as f64)
+            })
         };
         let measured = (loss_at(1.0)? - loss_at(-1.0)?) / (2.0 * reach);
         let ratio = (measured / length) as f32;

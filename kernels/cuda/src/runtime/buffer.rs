@@ -168,6 +168,17 @@ impl<'a, T: Pod> View<'a, T> {
         Ok(View { offset, len: range.len(), ..*self })
     }
 
+    /// A copy of them on the host, after everything the stream was sent.
+    ///
+    /// # Errors
+    /// [`Error::Range`] when there are more or fewer, [`Error::Lost`].
+    pub fn read(&self, stream: &Stream, into: &mut [T]) -> Result<(), Error> {
+        if into.len() != self.len {
+            return Err(Error::Range { from: 0, to: into.len(), len: self.len });
+        }
+        self.memory.read(self.offset, bytemuck::cast_slice_mut(into), stream.raw())
+    }
+
     /// The same bytes as elements of another type.
     ///
     /// # Errors

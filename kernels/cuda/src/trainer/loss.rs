@@ -10,11 +10,8 @@ use crate::ops::norm::rms_norm;
 use crate::runtime::{Error, View};
 
 impl<T: Compute> Trainer<T> {
-    /// Losses without gradients; `each` gets the logits of a few rows after another.
-    pub(super) fn loss_forward(
-        &mut self,
-        mut each: impl FnMut(Vec<f32>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    /// Losses without gradients; `all` gets the logits of a few rows after another.
+    pub(super) fn loss_forward(&mut self, mut all: Option<&mut Vec<f32>>) -> Result<(), Error> {
         self.last_norm()?;
         let Self { plan, layout, space, weights, stream, .. } = self;
         let Space { loss: Loss { normed, logits, nll, .. }, batch, .. } = space;
@@ -28,9 +25,11 @@ impl<T: Compute> Trainer<T> {
                 let targets = batch.targets(first, count)?;
                 let of_chunk = logits.part(0..count * vocab)?;
                 cross_entropy::<T>(stream, of_chunk, targets, nll.part_mut(first..first + count)?, None)?;
-                let mut rows = vec![0.0; count * vocab];
-                logits.read(stream, &mut rows)?;
-                each(rows)?;
+                if let Some(all) = &mut all {
+                    let before = all.len();
+                    all.resize(before + count * vocab, 0.0);
+                    logits.read(stream, &mut all[before..])?;
+                }
             }
             Ok(())
         })

@@ -31,6 +31,7 @@ pub use batch::MicroBatch;
 pub use model::Model;
 pub use numbers::Compute;
 pub use plan::{Needs, Place, Plan};
+pub use state::Numbers;
 
 use crate::decoder::weights::Source;
 use crate::ops::embedding::{gather_rows, scatter_rows};
@@ -41,6 +42,7 @@ use hearth_kernels::cpu::adamw::AdamWRule;
 use model::{EMBEDDING, Layout};
 use space::Space;
 use state::State;
+use std::ops::Range;
 use std::sync::Arc;
 use weights::{Weights, read_unit};
 
@@ -80,6 +82,24 @@ pub struct Report {
     pub trained: u64,
 }
 
+/// A parameter's elements within its unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    unit: usize,
+    range: Range<usize>,
+}
+
+impl Stretch {
+    /// The unit, and where in it the `first` of `len` elements is.
+    fn within(&self, first: usize, len: usize) -> Result<(usize, usize), Error> {
+        let (to, all) = (first.saturating_add(len), self.range.len());
+        if to > all {
+            return Err(Error::Range { from: first, to, len: all });
+        }
+        Ok((self.unit, self.range.start + first))
+    }
+}
+
 /// A model with its gradients and optimizer state. Passes are computed in `T`.
 pub struct Trainer<T> {
     plan: Plan,
@@ -111,7 +131,7 @@ impl<T: Compute> Trainer<T> {
         let space = Space::new(device, &plan.model, &plan.settings)?;
         for (i, unit) in layout.units.iter().enumerate() {
             let values = read_unit(unit.len, &unit.parameters, source)?;
-            states[i].set(&stream, &mut weights, i, &values)?;
+            states[i].write(&stream, &mut weights, i, (Numbers::Master, 0), &values)?;
         }
         Ok(Self { plan, layout, weights, gradients, states, space, stream })
     }
@@ -196,14 +216,14 @@ impl<T: Compute> Trainer<T> {
         self.nll()
     }
 
-    /// The mean negative log-likelihood of a micro-batch.
+    /// The sum of a micro-batch's negative log-likelihoods.
     ///
     /// # Errors
     /// As [`Self::step`].
     pub fn evaluate(&mut self, batch: &MicroBatch<'_>) -> Result<f64, Error> {
         self.only_forward(batch)?;
-        self.loss_forward(|_| Ok(()))?;
-        Ok(self.nll()? / batch.trained() as f64)
+        self.loss_forward(None)?;
+        self.nll()
     }
 
     /// Logits after every row: `[rows, vocab]`.
@@ -213,10 +233,7 @@ impl<T: Compute> Trainer<T> {
     pub fn logits(&mut self, batch: &MicroBatch<'_>) -> Result<Vec<f32>, Error> {
         self.only_forward(batch)?;
         let mut logits = Vec::new();
-        self.loss_forward(|rows| {
-            logits.extend(rows);
-            Ok(())
-        })?;
+        self.loss_forward(Some(&mut logits))?;
         Ok(logits)
     }
 
@@ -286,10 +303,52 @@ impl<T: Compute> Trainer<T> {
     /// [`Error::Lost`].
     pub fn read_parameters(&mut self, each: &mut dyn FnMut(&str, &[f32])) -> Result<(), Error> {
         for (i, unit) in self.layout.units.iter().enumerate() {
-            let values = self.states[i].read(&self.stream, &mut self.weights, i)?;
+            let mut values = vec![0.0; unit.len];
+            self.states[i].read(&self.stream, &mut self.weights, i, (Numbers::Master, 0), &mut values)?;
             tell(unit, &values, each);
         }
         Ok(())
+    }
+
+    /// Every parameter by its name in files, and where it lies.
+    pub fn stretches(&self) -> impl Iterator<Item = (String, Stretch)> + '_ {
+        let of_unit = |(unit, parts): (usize, &'_ model::Unit)| {
+            let stretch = move |parameter: &model::Parameter| {
+                (parameter.full_name(), Stretch { unit, range: parameter.span.range() })
+            };
+            parts.parameters.iter().map(stretch).collect::<Vec<_>>()
+        };
+        self.layout.units.iter().enumerate().flat_map(of_unit)
+    }
+
+    /// A parameter's numbers from the `first` on.
+    ///
+    /// # Errors
+    /// [`Error::Range`] beyond its end, [`Error::Lost`].
+    pub fn read(
+        &mut self,
+        parameter: &Stretch,
+        numbers: Numbers,
+        first: usize,
+        into: &mut [f32],
+    ) -> Result<(), Error> {
+        let (unit, at) = parameter.within(first, into.len())?;
+        self.states[unit].read(&self.stream, &mut self.weights, unit, (numbers, at), into)
+    }
+
+    /// Overwrites a parameter's numbers from the `first` on.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn write(
+        &mut self,
+        parameter: &Stretch,
+        numbers: Numbers,
+        first: usize,
+        values: &[f32],
+    ) -> Result<(), Error> {
+        let (unit, at) = parameter.within(first, values.len())?;
+        self.states[unit].write(&self.stream, &mut self.weights, unit, (numbers, at), values)
     }
 
     /// Every gradient of the summed loss by its parameter's name in files.

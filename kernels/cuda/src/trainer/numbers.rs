@@ -1,7 +1,6 @@
 //! The types that a model is computed in.
 
 use crate::ops::gemm::{ResultOf, Shape, gemm_nt, gemm_tn};
-use crate::ops::optimizer::cast;
 use crate::runtime::{Error, Stream, View, ViewMut};
 use half::bf16;
 use hearth_kernels::cpu::update::CopyOut;
@@ -34,12 +33,6 @@ pub trait Compute: ResultOf<Self> {
         shape: Shape,
         y: ViewMut<'_, f32>,
     ) -> Result<(), Error>;
-
-    /// Masters to weights.
-    ///
-    /// # Errors
-    /// As [`cast`].
-    fn round_all(stream: &Stream, from: View<'_, f32>, to: ViewMut<'_, Self>) -> Result<(), Error>;
 
     /// The nearest number of this type.
     fn round(x: f32) -> Self;
@@ -76,10 +69,6 @@ impl Compute for f32 {
     const APART: bool = false;
     products!();
 
-    fn round_all(stream: &Stream, from: View<'_, f32>, mut to: ViewMut<'_, f32>) -> Result<(), Error> {
-        to.copy_from(stream, from)
-    }
-
     fn round(x: f32) -> f32 {
         x
     }
@@ -92,10 +81,6 @@ impl Compute for f32 {
 impl Compute for bf16 {
     const APART: bool = true;
     products!();
-
-    fn round_all(stream: &Stream, from: View<'_, f32>, to: ViewMut<'_, bf16>) -> Result<(), Error> {
-        cast(stream, from, to)
-    }
 
     fn round(x: f32) -> bf16 {
         bf16::from_f32(x)

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 pub(super) const SLOTS: usize = 2;
 
 /// Where a unit (the embedding, a transformer block, the head) lies between its uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// All of it on the card.
     Card,
@@ -107,25 +107,38 @@ impl Plan {
         device: u64,
         host: u64,
     ) -> Result<Self, Error> {
-        let layout = Layout::new(&model)?;
-        let mut plan = Self::with_share::<T>(model, settings, 0.0)?;
+        Self::with_share::<T>(model, settings, 0.0)?.fit::<T>(device, host)
+    }
+
+    /// [`Self::within`] from these places on: what is on the host stays there.
+    ///
+    /// # Errors
+    /// [`Error::Budget`] when even everything streamed does not fit.
+    pub fn fit<T: Compute>(mut self, device: u64, host: u64) -> Result<Self, Error> {
+        let layout = Layout::new(&self.model)?;
         let order: Vec<usize> = order(&layout).collect();
         let blocks = || order.iter().filter(|&&unit| unit != 0 && unit != layout.head());
         let moves = order.iter().map(|&unit| (unit, Place::Host));
         for (unit, place) in moves.chain(blocks().map(|&unit| (unit, Place::Streamed))) {
-            if plan.needs.total(Tier::Device) <= device {
+            if self.needs.total(Tier::Device) <= device {
                 break;
             }
-            plan.places[unit] = place;
-            plan.needs = needs::<T>(&plan.model, &plan.settings, &layout, &plan.places);
+            self.places[unit] = self.places[unit].max(place);
+            self.needs = needs::<T>(&self.model, &self.settings, &layout, &self.places);
         }
         for (tier, limit) in [(Tier::Device, device), (Tier::Host, host)] {
-            let needed = plan.needs.total(tier);
+            let needed = self.needs.total(tier);
             if needed > limit {
                 return Err(BudgetError::OverBudget { tier, needed, free: limit, limit }.into());
             }
         }
-        Ok(plan)
+        Ok(self)
+    }
+
+    /// Numbers of each unit, in the order of [`Self::places`], those that only align others among them.
+    pub fn unit_lengths(&self) -> Vec<usize> {
+        let layout = Layout::new(&self.model).expect("it was made before");
+        layout.units.iter().map(|unit| unit.len).collect()
     }
 
     /// Trained numbers.

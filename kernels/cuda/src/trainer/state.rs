@@ -12,11 +12,32 @@ use hearth_kernels::cpu::update::{Span, Values};
 use hearth_memory::{Charge, Kind, Tier};
 use std::sync::Arc;
 
+/// Which of a parameter's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    /// Its value in f32.
+    Master,
+    /// AdamW's mean of its gradients.
+    Mean,
+    /// AdamW's mean of their squares.
+    Square,
+}
+
 /// A unit's state. Masters are there only where weights are rounded.
 pub(super) enum State {
     Card { master: Option<DeviceBuffer<f32>>, m: DeviceBuffer<f32>, v: DeviceBuffer<f32> },
     // Ordinary memory: no copy touches it, the host's own cores do.
     Host { master: Option<Vec<f32>>, m: Vec<f32>, v: Vec<f32>, _charge: Charge },
+}
+
+enum Vector<'a> {
+    Card(&'a mut DeviceBuffer<f32>),
+    Host(&'a mut [f32]),
+}
+
+fn stretch(vector: &mut [f32], first: usize, len: usize) -> Result<&mut [f32], Error> {
+    let (to, all) = (first.saturating_add(len), vector.len());
+    vector.get_mut(first..to).ok_or(Error::Range { from: first, to, len: all })
 }
 
 impl State {
@@ -34,55 +55,60 @@ impl State {
         Ok(State::Host { master: T::APART.then(zeros), m: zeros(), v: zeros(), _charge })
     }
 
-    /// Begins with these masters; writes the weights where they lie.
-    pub fn set<T: Compute>(
+    /// Overwrites numbers from the `first` on; masters with the weights that are rounded from them, wherever these lie.
+    pub fn write<T: Compute>(
         &mut self,
         stream: &Stream,
         weights: &mut Weights<T>,
         unit: usize,
+        (numbers, first): (Numbers, usize),
         values: &[f32],
     ) -> Result<(), Error> {
-        match self {
-            State::Card { master, .. } => {
-                let into = weights.on_card[unit].as_mut().expect("the card's");
-                match master {
-                    Some(master) => {
-                        master.write(stream, values)?;
-                        T::round_all(stream, master.all(), into.all_mut())
-                    }
-                    None => into.all_mut().cast::<f32>()?.write(stream, values),
-                }
+        match self.vector(numbers) {
+            Some(Vector::Card(buffer)) => {
+                buffer.part_mut(first..first + values.len())?.write(stream, values)?;
             }
-            State::Host { master, .. } => {
-                if let Some(master) = master {
-                    master.copy_from_slice(values);
-                }
-                let host = weights.on_host[unit].as_mut().expect("the host's");
-                let into: &mut [T] = bytemuck::cast_slice_mut(host.bytes()?);
-                into.iter_mut().zip(values).for_each(|(to, from)| *to = T::round(*from));
-                to_card(stream, weights, unit)
-            }
+            Some(Vector::Host(vector)) => stretch(vector, first, values.len())?.copy_from_slice(values),
+            None => {}
+        }
+        match numbers {
+            Numbers::Master => weights.write(stream, unit, first, values),
+            Numbers::Mean | Numbers::Square => Ok(()),
         }
     }
 
-    /// The masters.
+    /// Numbers from the `first` on.
     pub fn read<T: Compute>(
-        &self,
+        &mut self,
         stream: &Stream,
         weights: &mut Weights<T>,
         unit: usize,
-    ) -> Result<Vec<f32>, Error> {
+        (numbers, first): (Numbers, usize),
+        into: &mut [f32],
+    ) -> Result<(), Error> {
+        match self.vector(numbers) {
+            Some(Vector::Card(buffer)) => buffer.part(first..first + into.len())?.read(stream, into)?,
+            Some(Vector::Host(vector)) => into.copy_from_slice(stretch(vector, first, into.len())?),
+            None => weights.read_f32(stream, unit, first, into)?,
+        }
+        Ok(())
+    }
+
+    /// Where these numbers lie; masters that are not apart are the weights.
+    fn vector(&mut self, numbers: Numbers) -> Option<Vector<'_>> {
         match self {
-            State::Card { master: Some(master), .. } => master.to_host(stream),
-            State::Card { master: None, .. } => {
-                let weights = weights.on_card[unit].as_ref().expect("the card's").to_host(stream)?;
-                Ok(bytemuck::cast_slice(&weights).to_vec())
+            State::Card { master, m, v } => match numbers {
+                Numbers::Master => master.as_mut(),
+                Numbers::Mean => Some(m),
+                Numbers::Square => Some(v),
             }
-            State::Host { master: Some(master), .. } => Ok(master.clone()),
-            State::Host { master: None, .. } => {
-                let host = weights.on_host[unit].as_mut().expect("the host's");
-                Ok(bytemuck::cast_slice(host.bytes()?).to_vec())
+            .map(Vector::Card),
+            State::Host { master, m, v, .. } => match numbers {
+                Numbers::Master => master.as_mut(),
+                Numbers::Mean => Some(m),
+                Numbers::Square => Some(v),
             }
+            .map(|vector| Vector::Host(vector)),
         }
     }
 

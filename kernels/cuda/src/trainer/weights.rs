@@ -54,6 +54,43 @@ impl<T: Compute> Weights<T> {
         ring.or_else(|| self.on_host.iter().flatten().find_map(PinnedBuffer::refusal))
     }
 
+    /// Rounds `values` to a unit's weights from the `first` on, wherever they lie.
+    pub fn write(&mut self, stream: &Stream, unit: usize, first: usize, values: &[f32]) -> Result<(), Error> {
+        let range = first..first.saturating_add(values.len());
+        if range.end > self.lengths[unit] {
+            return Err(Error::Range { from: first, to: range.end, len: self.lengths[unit] });
+        }
+        let rounded: Vec<T> = values.iter().map(|value| T::round(*value)).collect();
+        if let Some(host) = &mut self.on_host[unit] {
+            bytemuck::cast_slice_mut(host.bytes()?)[range.clone()].copy_from_slice(&rounded);
+        }
+        match &mut self.on_card[unit] {
+            Some(card) => card.part_mut(range)?.write(stream, &rounded),
+            None => Ok(()),
+        }
+    }
+
+    /// A unit's weights from the `first` on, where they are f32.
+    pub fn read_f32(
+        &mut self,
+        stream: &Stream,
+        unit: usize,
+        first: usize,
+        into: &mut [f32],
+    ) -> Result<(), Error> {
+        let range = first..first.saturating_add(into.len());
+        match (&mut self.on_host[unit], &self.on_card[unit]) {
+            (Some(host), _) => {
+                let (host, len) = (bytemuck::cast_slice(host.bytes()?), self.lengths[unit]);
+                let part = host.get(range.clone());
+                into.copy_from_slice(part.ok_or(Error::Range { from: first, to: range.end, len })?);
+                Ok(())
+            }
+            (None, Some(card)) => card.part(range)?.cast()?.read(stream, into),
+            (None, None) => unreachable!("weights lie on the host or on the card"),
+        }
+    }
+
     /// The order in which a pass will use units.
     pub fn begin(&mut self, units: impl Iterator<Item = usize>) {
         debug_assert!(self.script.is_empty(), "every announced unit is used");
