@@ -80,6 +80,19 @@ pub enum Error {
         /// Newest checkpoint in it.
         found: String,
     },
+    /// What computes the steps does not.
+    #[error(transparent)]
+    Accelerator(Box<dyn std::error::Error + Send + Sync>),
+    /// What computed the steps is gone, with what was on it; a new process may find it again.
+    #[error("step {step}: {source}; {kept}")]
+    Lost {
+        /// The step, from 1.
+        step: u64,
+        /// What it was lost at.
+        source: Box<dyn std::error::Error + Send + Sync>,
+        /// What is left of the run.
+        kept: String,
+    },
     /// A step whose loss or gradient is not a number; its update was not applied.
     #[error(
         "step {step}: loss {loss}, gradient norm {grad_norm}: not finite, so the update was not applied; lower optim.lr, add \

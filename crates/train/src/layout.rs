@@ -6,8 +6,10 @@
 //! and stored as one. A unit's *partition* is the part a rank owns: equal lengths in multiples of [`NORM_CHUNK`], so
 //! that the pieces of the gradient norm are the same for every number of ranks; the last ones may be short or empty.
 
+use crate::config::hex;
 use crate::gradients::NORM_CHUNK;
 use hearth_model::Group;
+use sha2::{Digest, Sha256};
 use std::ops::Range;
 
 /// A trained parameter and its place.
@@ -81,6 +83,15 @@ impl Layout {
     /// Units in execution order.
     pub fn units(&self) -> &[Unit] {
         &self.units
+    }
+
+    /// sha256 of their names and shapes.
+    pub fn names_sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        for param in &self.params {
+            hash.update(format!("{} {:?}\n", param.name, param.shape));
+        }
+        hex(&hash.finalize())
     }
 
     /// Number of trained elements.

@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`config`]: what a run is told.
 //! - [`Trainer`]: the step, the run around it, saving and resuming.
+//! - [`accelerator`]: the same run where something else computes the steps, a card.
 //! - [`objective`]: what the loss is made of; `reference`: what the first weights said of the data.
 //! - [`block_loop`]: forward and backward, one transformer block's gradients at a time, over [`micro_batch`]es.
 //! - `reduce`: gradients summed over micro-batches and ranks; `update`: the optimizer's pass over all state, `beside`: the same
@@ -19,6 +20,7 @@
 //! - A checkpoint holds everything the next step depends on, and is complete or invisible.
 #![forbid(unsafe_code)]
 
+pub mod accelerator;
 pub mod activations;
 pub mod block_loop;
 pub mod checkpoint;
@@ -39,6 +41,7 @@ pub mod sched;
 pub mod sizes;
 pub mod tensorboard;
 
+mod batches;
 mod beside;
 mod copies;
 mod disk;
@@ -57,6 +60,7 @@ mod state;
 mod trainer;
 mod update;
 
+pub use accelerator::{AcceleratedTrainer, Accelerator, AcceleratorSetup, Failure, Measure};
 pub use activations::{Activations, Pace};
 pub use checkpoint::{Companion, Disk, Files, Progress};
 pub use config::{
@@ -72,4 +76,5 @@ pub use params::ParamStore;
 pub use reference::REFERENCE_FILE;
 pub use run::{Summary, companions};
 pub use sched::{Schedule, ScheduleKind};
+pub use state::Which;
 pub use trainer::{Setup, Trainer};

@@ -1,7 +1,7 @@
 //! The model's parameters as a rank holds them: the copies of the trained ones, and the frozen ones beside them.
 
 use crate::Error;
-use crate::config::{Compute, LoraConfig, Offload, TrainConfig, hex};
+use crate::config::{Compute, LoraConfig, Offload, TrainConfig};
 use crate::copies::{Conveyor, Copies, View};
 use crate::flat::tensor;
 use crate::frozen::Frozen;
@@ -13,7 +13,6 @@ use hearth_collective::Ordered;
 use hearth_memory::{Kind, Ledger, Tier};
 use hearth_model::{Architecture, Group, Matrix, ParamSpec, params, uses};
 use hearth_weights::TensorSource;
-use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
 /// Takes the masters of a unit, where they are first known.
@@ -254,11 +253,7 @@ impl ParamStore {
 
     /// sha256 of names and shapes of the trained parameters.
     pub fn parameters_sha256(&self) -> String {
-        let mut hash = Sha256::new();
-        for param in self.trained() {
-            hash.update(format!("{} {:?}\n", param.name, param.shape));
-        }
-        hex(&hash.finalize())
+        self.layout.names_sha256()
     }
 
     /// sha256 of a sample of every frozen tensor; empty when there is none.

@@ -72,7 +72,7 @@ impl Trainer {
 
     /// The ranks take turns; a rank without a turn of its own goes along, for weights may have to be gathered.
     fn compute_references(&self, batches: &[MicroBatch]) -> Result<Vec<f64>, Error> {
-        self.check_ids(batches)?;
+        crate::batches::check_ids(self.vocab(), batches)?;
         let mut values = Vec::new();
         for round in batches.chunks(self.comm.world_size()) {
             let batch = &round[self.comm.rank().min(round.len() - 1)];

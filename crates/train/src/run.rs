@@ -1,8 +1,8 @@
 //! A run from wherever it stands to its end, or until it is asked to stop; saving and resuming.
 
-use crate::checkpoint::{self, Checkpoint, Companion};
+use crate::checkpoint::{self, Checkpoint, Companion, Progress};
 use crate::config::TrainConfig;
-use crate::metrics::peak_rss_bytes;
+use crate::metrics::{Rewards, StepReport, peak_rss_bytes};
 use crate::observer::Observer;
 use crate::trainer::{Setup, Trainer};
 use crate::{Error, Files};
@@ -70,63 +70,8 @@ impl Trainer {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Summary, Error> {
-        let (start, tokens_before) = (Instant::now(), self.progress.tokens);
-        let (mut checkpoint, mut eval_loss, mut stopped, mut aside) = (self.newest_path(), None, false, 0.0);
-        let every = self.config.checkpoint.as_ref().map_or(0, |c| c.every as u64);
-        while self.progress.step < self.config.steps as u64 && !stopped {
-            let sequences = self.loader.next_step();
-            let (mut report, asked) = match self.step_unless(sequences, stop) {
-                Ok(done) => done,
-                Err(error) => {
-                    // What was saved before the step that failed is worth keeping.
-                    self.finish_save()?;
-                    return Err(error);
-                }
-            };
-            self.tell_saved(observer, &mut checkpoint);
-            let pause = Instant::now();
-            let last = report.step >= self.config.steps as u64;
-            stopped = asked && !last;
-            let eval_every = self.config.eval_every as u64;
-            let due = eval_every > 0 && report.step.is_multiple_of(eval_every);
-            if !validation.is_empty() && !stopped && (last || due) {
-                let (loss, rewards) = self.evaluation(validation)?;
-                eval_loss = Some(loss);
-                report.eval_loss = eval_loss;
-                report.eval_reward_margin = rewards.map(|r| r.margin);
-                report.eval_reward_accuracy = rewards.map(|r| r.accuracy);
-            }
-            if let Some(dir) = &mut self.run_dir {
-                dir.log(&report)?;
-            }
-            observer.step(&report);
-            aside += pause.elapsed().as_secs_f64();
-            if last || stopped || every > 0 && report.step.is_multiple_of(every) {
-                self.begin_save()?;
-            }
-        }
-        // The last update may still be under way, and its failure is the run's.
-        self.settle()?;
-        let train_s = start.elapsed().as_secs_f64() - aside;
-        self.finish_save()?;
-        self.tell_saved(observer, &mut checkpoint);
-        let tokens = (self.progress.tokens - tokens_before) as f64;
-        Ok(Summary {
-            steps: self.progress.step,
-            loss: self.progress.loss,
-            eval_loss,
-            tok_s: if tokens > 0.0 { tokens / train_s } else { 0.0 },
-            peak_rss_bytes: peak_rss_bytes(),
-            checkpoint,
-            stopped,
-        })
-    }
-
-    fn tell_saved(&mut self, observer: &mut dyn Observer, newest: &mut Option<PathBuf>) {
-        if let Some(path) = self.just_saved.take() {
-            observer.saved(&path);
-            *newest = Some(path);
-        }
+        let newest = self.newest_path();
+        drive(self, newest, validation, observer, stop)
     }
 
     /// Where the checkpoint of the present step is, if it was resumed from.
@@ -136,8 +81,128 @@ impl Trainer {
     }
 }
 
+/// What a run asks of a trainer, whatever computes its steps.
+pub(crate) trait Steps {
+    /// What the run was told, and where it stands.
+    fn stands(&self) -> (&TrainConfig, Progress);
+    /// The next step, and whether `stop` was seen before its end.
+    fn step(&mut self, stop: &AtomicBool) -> Result<(StepReport, bool), Error>;
+    /// Mean loss, and how pairs compare where they do.
+    fn evaluation(&mut self, validation: &[Sequence]) -> Result<(f64, Option<Rewards>), Error>;
+    /// Writes a step's line.
+    fn log(&mut self, report: &StepReport) -> Result<(), Error>;
+    /// Begins to save the present state; it may be complete only after [`Steps::finish_save`].
+    fn begin_save(&mut self) -> Result<(), Error>;
+    /// Completes the save under way, if there is one.
+    fn finish_save(&mut self) -> Result<(), Error>;
+    /// Waits for the last update, whose failure is the run's.
+    fn settle(&mut self) -> Result<(), Error>;
+    /// A checkpoint that was completed and that nobody was told of.
+    fn take_saved(&mut self) -> Option<PathBuf>;
+}
+
+impl Steps for Trainer {
+    fn stands(&self) -> (&TrainConfig, Progress) {
+        (&self.config, self.progress)
+    }
+
+    fn step(&mut self, stop: &AtomicBool) -> Result<(StepReport, bool), Error> {
+        let sequences = self.loader.next_step();
+        self.step_unless(sequences, stop)
+    }
+
+    fn evaluation(&mut self, validation: &[Sequence]) -> Result<(f64, Option<Rewards>), Error> {
+        Trainer::evaluation(self, validation)
+    }
+
+    fn log(&mut self, report: &StepReport) -> Result<(), Error> {
+        self.run_dir.as_mut().map_or(Ok(()), |dir| dir.log(report))
+    }
+
+    fn begin_save(&mut self) -> Result<(), Error> {
+        Trainer::begin_save(self).map(drop)
+    }
+
+    fn finish_save(&mut self) -> Result<(), Error> {
+        Trainer::finish_save(self).map(drop)
+    }
+
+    fn settle(&mut self) -> Result<(), Error> {
+        Trainer::settle(self)
+    }
+
+    fn take_saved(&mut self) -> Option<PathBuf> {
+        self.just_saved.take()
+    }
+}
+
+/// [`Trainer::run`], whatever computes the steps; `newest` is the checkpoint that the run stands at.
+pub(crate) fn drive(
+    trainer: &mut dyn Steps,
+    newest: Option<PathBuf>,
+    validation: &[Sequence],
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Summary, Error> {
+    let (config, before) = trainer.stands();
+    let (steps, eval_every) = (config.steps as u64, config.eval_every as u64);
+    let every = config.checkpoint.as_ref().map_or(0, |c| c.every as u64);
+    let due = |every: u64, step: u64| every > 0 && step.is_multiple_of(every);
+    let start = Instant::now();
+    let (mut checkpoint, mut eval_loss, mut stopped, mut aside) = (newest, None, false, 0.0);
+    while trainer.stands().1.step < steps && !stopped {
+        let (mut report, asked) = match trainer.step(stop) {
+            Ok(done) => done,
+            Err(error) => {
+                // What was saved before the step that failed is worth keeping.
+                trainer.finish_save()?;
+                return Err(error);
+            }
+        };
+        tell_saved(trainer, observer, &mut checkpoint);
+        let pause = Instant::now();
+        let last = report.step >= steps;
+        stopped = asked && !last;
+        if !validation.is_empty() && !stopped && (last || due(eval_every, report.step)) {
+            let (loss, rewards) = trainer.evaluation(validation)?;
+            eval_loss = Some(loss);
+            report.eval_loss = eval_loss;
+            report.eval_reward_margin = rewards.map(|r| r.margin);
+            report.eval_reward_accuracy = rewards.map(|r| r.accuracy);
+        }
+        trainer.log(&report)?;
+        observer.step(&report);
+        aside += pause.elapsed().as_secs_f64();
+        if last || stopped || due(every, report.step) {
+            trainer.begin_save()?;
+        }
+    }
+    trainer.settle()?;
+    let train_s = start.elapsed().as_secs_f64() - aside;
+    trainer.finish_save()?;
+    tell_saved(trainer, observer, &mut checkpoint);
+    let Progress { step, tokens, loss, .. } = trainer.stands().1;
+    let tokens = (tokens - before.tokens) as f64;
+    Ok(Summary {
+        steps: step,
+        loss,
+        eval_loss,
+        tok_s: if tokens > 0.0 { tokens / train_s } else { 0.0 },
+        peak_rss_bytes: peak_rss_bytes(),
+        checkpoint,
+        stopped,
+    })
+}
+
+fn tell_saved(trainer: &mut dyn Steps, observer: &mut dyn Observer, newest: &mut Option<PathBuf>) {
+    if let Some(path) = trainer.take_saved() {
+        observer.saved(&path);
+        *newest = Some(path);
+    }
+}
+
 /// The newest complete checkpoint in `dir`, verified, with notices of what was skipped and what has changed since.
-fn find(dir: &Path, config: &TrainConfig, observer: &mut dyn Observer) -> Result<PathBuf, Error> {
+pub(crate) fn find(dir: &Path, config: &TrainConfig, observer: &mut dyn Observer) -> Result<PathBuf, Error> {
     let found = checkpoint::search(dir)?;
     for skipped in &found.skipped {
         observer.notice(&format!("skipped checkpoint {}: {}", skipped.path.display(), skipped.why));

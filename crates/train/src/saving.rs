@@ -1,8 +1,8 @@
 //! A trainer's side of its checkpoints: which bytes this rank writes, what it reads back, and that all ranks agree.
 
 use crate::checkpoint::{
-    self, ADAPTER_FILE, BackgroundSave, Checkpoint, Facts, MODEL_FILE, OPTIMIZER_FILE, Partial, Piece,
-    StateDtype, StateFile, StateTensor,
+    self, ADAPTER_FILE, BackgroundSave, Checkpoint, Facts, MODEL_FILE, ModelIdentity, OPTIMIZER_FILE,
+    Partial, Piece, StateDtype, StateFile, StateTensor,
 };
 use crate::layout::Layout;
 use crate::lora::PEFT_PREFIX;
@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 /// Elements read from a checkpoint at a time.
-const READ: usize = 1 << 20;
+pub(crate) const READ: usize = 1 << 20;
 
 /// A checkpoint being written while training goes on.
 pub(crate) struct Saving {
@@ -235,7 +235,7 @@ impl Trainer {
 
     /// Takes over a checkpoint's state, whatever layout wrote it.
     pub(crate) fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        self.check_identity(checkpoint)?;
+        check_identity(checkpoint, &self.identity())?;
         let map = StateMap::new(&self.sizes());
         let mut readers =
             map.files.iter().map(|file| checkpoint.reader(file)).collect::<Result<Vec<_>, _>>()?;
@@ -267,24 +267,6 @@ impl Trainer {
         self.progress = checkpoint.manifest.progress;
         self.loader.seek(self.progress.cursor)?;
         Ok(())
-    }
-
-    fn check_identity(&self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        let (theirs, ours) = (&checkpoint.manifest.model, self.identity());
-        if *theirs == ours {
-            return Ok(());
-        }
-        let why = match () {
-            () if theirs.model_type != ours.model_type => {
-                format!("it is of model type {}, this is {}", theirs.model_type, ours.model_type)
-            }
-            () if theirs.parameters_sha256 != ours.parameters_sha256 => {
-                "its trained parameters have other names or shapes (another model, or other adapter settings)"
-                    .into()
-            }
-            () => "its adapter was trained on other base weights".into(),
-        };
-        Err(Error::Foreign { path: checkpoint.path.clone(), why })
     }
 
     /// sha256 of every master and optimizer state, by name (`weight.<param>`, `m.<param>` …). The same on every rank.
@@ -351,6 +333,25 @@ impl Trainer {
             at += len;
         }
     }
+}
+
+/// Refuses a checkpoint of another model than `ours`.
+pub(crate) fn check_identity(checkpoint: &Checkpoint, ours: &ModelIdentity) -> Result<(), Error> {
+    let theirs = &checkpoint.manifest.model;
+    if theirs == ours {
+        return Ok(());
+    }
+    let why = match () {
+        () if theirs.model_type != ours.model_type => {
+            format!("it is of model type {}, this is {}", theirs.model_type, ours.model_type)
+        }
+        () if theirs.parameters_sha256 != ours.parameters_sha256 => {
+            "its trained parameters have other names or shapes (another model, or other adapter settings)"
+                .into()
+        }
+        () => "its adapter was trained on other base weights".into(),
+    };
+    Err(Error::Foreign { path: checkpoint.path.clone(), why })
 }
 
 /// Where the checkpoint to resume from is, found and verified by rank 0 alone.

@@ -3,6 +3,7 @@
 mod passes;
 
 use crate::activations::{Activations, Meter};
+use crate::batches;
 use crate::beside::Beside;
 use crate::block_loop::BlockLoop;
 use crate::checkpoint::{ModelIdentity, Progress};
@@ -23,7 +24,6 @@ use crate::state::{OptimizerState, Which};
 use crate::{Companion, Error};
 use burn::tensor::Device;
 use hearth_collective::Ordered;
-use hearth_data::loader::micro_batches;
 use hearth_data::{Loader, Sequence};
 use hearth_memory::heap::Hoard;
 use hearth_memory::{Charge, Kind, Ledger, Tier};
@@ -276,26 +276,11 @@ impl Trainer {
     }
 
     fn batches(&self, step: u64, sequences: Vec<Sequence>) -> Result<Vec<MicroBatch>, Error> {
-        let objective = self.config.objective.objective();
-        objective.check(&sequences)?;
-        let (unit, want) = (objective.sequences_per_unit(), self.config.global_batch);
-        if sequences.len() != want * unit {
-            let got = sequences.len();
-            return Err(Error::Config(format!(
-                "a step was given {got} sequences, train.global_batch = {want} is {}",
-                want * unit
-            )));
-        }
-        let batches = micro_batches(sequences, self.config.micro_batch);
-        let batches: Vec<MicroBatch> =
-            batches.iter().map(|batch| self.micro_batch(&batch.sequences)).collect();
-        self.check_ids(&batches)?;
-        if batches.iter().all(|b| b.trained() == 0) {
-            return Err(Error::Config(format!(
-                "step {step}: none of its tokens is trained; look at `hearth data inspect`, and at data_opts.train_on"
-            )));
-        }
-        Ok(batches)
+        batches::of_step(&self.config, self.vocab(), step, sequences, |of| self.micro_batch(of))
+    }
+
+    pub(crate) fn vocab(&self) -> usize {
+        self.arch.config().vocab_size
     }
 
     /// With what is known of its sequences.
@@ -310,20 +295,6 @@ impl Trainer {
 
     fn rewards(&self, sums: &Sums, count: u64) -> Option<Rewards> {
         self.config.objective.objective().compares().then(|| Rewards::mean(sums, count))
-    }
-
-    /// Refuses ids the model has no embedding for.
-    pub(crate) fn check_ids(&self, batches: &[MicroBatch]) -> Result<(), Error> {
-        let vocab = self.arch.config().vocab_size;
-        let ids = batches.iter().flat_map(|b| b.ids.iter().copied());
-        let labels = batches.iter().flat_map(|b| b.targets.iter().filter(|t| **t >= 0).map(|t| *t as u32));
-        match ids.chain(labels).find(|id| *id as usize >= vocab) {
-            None => Ok(()),
-            Some(id) => Err(Error::Config(format!(
-                "the data has token id {id}, the model's vocabulary ends at {}; use the model's own tokenizer",
-                vocab - 1
-            ))),
-        }
     }
 
     /// What the next step's loss is multiplied by.
@@ -370,17 +341,8 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::evaluate`].
     pub fn evaluation(&self, sequences: &[Sequence]) -> Result<(f64, Option<Rewards>), Error> {
-        let objective = self.config.objective.objective();
-        objective.check(sequences)?;
-        let unit = self.config.micro_batch * objective.sequences_per_unit();
-        let batches: Vec<MicroBatch> = sequences.chunks(unit).map(|chunk| self.micro_batch(chunk)).collect();
-        self.check_ids(&batches)?;
-        let count = self.count(&batches);
-        if count == 0 {
-            return Err(Error::Config(
-                "the validation data has no trained token; give it more examples".into(),
-            ));
-        }
+        let make = |of: &[Sequence]| self.micro_batch(of);
+        let (batches, count) = batches::of_validation(&self.config, self.vocab(), sequences, make)?;
         // The ranks take turns; a rank without a turn of its own goes along, for weights may have to be gathered.
         let mut sums = Sums::default();
         for round in batches.chunks(self.comm.world_size()) {
