@@ -42,6 +42,9 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if cause.is::<Usage>() || cause.is::<RecipeError>() {
         return Some(2);
     }
+    if let Some(hearth_train::Error::Lost { .. }) = cause.downcast_ref() {
+        return Some(75);
+    }
     let collective = match cause.downcast_ref() {
         Some(hearth_train::Error::Collective(error)) => error,
         _ => cause.downcast_ref()?,

@@ -4,6 +4,7 @@
 //! - [`commands`]: one file per command; each has its arguments, its report and `run`.
 //! - [`recipe`], [`resolve`]: what a run is told, and what that means for each room.
 //! - [`ranks`], [`training`]: the ranks of a run; what each of them trains, and within which budget.
+//! - [`card`]: a recipe's run on an NVIDIA card.
 //! - [`tiers`]: what a ledger held in each tier, in the words of reports.
 //! - [`open`], [`running`]: a model on disk with its words; the same in memory, answering.
 //! - [`fingerprint`]: which weights these are.
@@ -13,6 +14,7 @@
 //! - [`ui`], [`exit`], [`interrupt`]: output, exit codes, signals.
 #![forbid(unsafe_code)]
 
+pub mod card;
 pub mod commands;
 pub mod corpus;
 pub mod exit;

@@ -19,6 +19,56 @@ use hearth_weights::{ModelFiles, TensorSource};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
+/// What a run learns from what, whatever computes it.
+pub struct Material {
+    /// What the trainer is told.
+    pub config: TrainConfig,
+    /// Sequences that are trained on.
+    pub train: Arc<[Sequence]>,
+    /// Sequences that are only evaluated; may be empty.
+    pub validation: Arc<[Sequence]>,
+    /// What was read.
+    pub stats: Stats,
+    /// The model.
+    pub files: Arc<ModelFiles>,
+    /// What goes beside the weights in checkpoints.
+    pub companions: Vec<Companion>,
+}
+
+impl Material {
+    /// Reads the data and resolves the recipe.
+    ///
+    /// # Errors
+    /// Data that cannot be read or that the method does not take, and contradictions.
+    pub fn read(recipe: &Recipe, model: Model, ui: &Ui) -> anyhow::Result<Self> {
+        resolve::method_takes_data(recipe)?;
+        let dataset = resolve::dataset(recipe, model.files.config.vocab_size);
+        let data = hearth_data::dataset::load(&dataset, model.tokenizer.as_ref(), model.template.as_ref())?;
+        data.stats.warnings.iter().for_each(|warning| ui.note(warning));
+        let train: Arc<[Sequence]> = data.train.into();
+        let loader = Loader::new(train.clone(), recipe.train.seed, recipe.train.global_batch)?;
+        Ok(Self {
+            config: resolve::training(recipe, loader.steps_per_epoch(), &*model.files.tensors)?,
+            companions: hearth_train::companions(&model.files)?,
+            validation: data.val.into(),
+            stats: data.stats,
+            files: Arc::new(model.files),
+            train,
+        })
+    }
+
+    /// Lengths of the documents of a micro-batch that no other exceeds.
+    pub fn largest_micro_batch(&self) -> Vec<usize> {
+        largest_micro_batch(&self.config, &self.train, &self.validation)
+    }
+}
+
+fn largest_micro_batch(config: &TrainConfig, train: &[Sequence], validation: &[Sequence]) -> Vec<usize> {
+    let all = train.iter().chain(validation);
+    let longest = all.map(|sequence| sequence.ids.len()).max().unwrap_or(0);
+    vec![longest; config.micro_batch * config.objective.objective().sequences_per_unit()]
+}
+
 /// Everything that decides what a run computes. Clones share the model's files and the data.
 #[derive(Clone)]
 pub struct Job {
@@ -73,26 +123,21 @@ impl Job {
         here: usize,
         ui: &Ui,
     ) -> anyhow::Result<Self> {
-        resolve::method_takes_data(recipe)?;
-        let dataset = resolve::dataset(recipe, model.files.config.vocab_size);
-        let data = hearth_data::dataset::load(&dataset, model.tokenizer.as_ref(), model.template.as_ref())?;
-        data.stats.warnings.iter().for_each(|warning| ui.note(warning));
-        let train: Arc<[Sequence]> = data.train.into();
-        let loader = Loader::new(train.clone(), recipe.train.seed, recipe.train.global_batch)?;
-        let config = resolve::training(recipe, loader.steps_per_epoch(), &*model.files.tensors)?;
+        let Material { config, train, validation, stats, files, companions } =
+            Material::read(recipe, model, ui)?;
         Assignment::new(&config, world_size).map_err(|e| crate::exit::usage(e.to_string()))?;
         let job = Self {
-            companions: hearth_train::companions(&model.files)?,
             device: hearth_model::device::open(&recipe.model.device)
                 .map_err(|e| crate::exit::usage(e.to_string()))?,
             budget: resolve::budget(recipe),
             activations: Activations::default(),
             here: 1,
-            validation: data.val.into(),
-            stats: data.stats,
-            files: Arc::new(model.files),
-            train,
             config,
+            train,
+            validation,
+            stats,
+            files,
+            companions,
         };
         Ok(job.shared_by(here))
     }
@@ -118,9 +163,7 @@ impl Job {
 
     /// Lengths of the documents of a micro-batch that no other exceeds.
     pub fn largest_micro_batch(&self) -> Vec<usize> {
-        let all = self.train.iter().chain(self.validation.iter());
-        let longest = all.map(|sequence| sequence.ids.len()).max().unwrap_or(0);
-        vec![longest; self.config.micro_batch * self.config.objective.objective().sequences_per_unit()]
+        largest_micro_batch(&self.config, &self.train, &self.validation)
     }
 
     /// Spends host memory that nothing else needs on speed: a deeper ring between the disk and the update, then units that
@@ -325,7 +368,7 @@ fn knobs(tier: Tier, config: &TrainConfig, here: usize, enough: String) -> Strin
 }
 
 /// A size that people can read and type, not below `bytes`.
-fn rounded_up(bytes: u64) -> Size {
+pub(crate) fn rounded_up(bytes: u64) -> Size {
     let unit = if bytes < 64 << 20 { 1 << 10 } else { 1 << 20 };
     Size(bytes.div_ceil(unit) * unit)
 }

@@ -23,6 +23,18 @@ pub enum Error {
         /// What may be decoded.
         known: String,
     },
+    /// Something that a run asks for and a card's trainer does not do.
+    #[error("{sentence}")]
+    Refused {
+        /// Key, value and what to use instead.
+        sentence: String,
+    },
+    /// A parameter that the model on the card has not.
+    #[error("the model on the card has no {name}")]
+    Parameter {
+        /// Its name.
+        name: String,
+    },
     /// Something a model has that decoding on a card does not know.
     #[error("{name}: the card multiplies no {format}; convert it to {known}")]
     Format {

@@ -89,7 +89,7 @@ impl<'a, T: CacheElement> CardModel<'a, T> {
 }
 
 /// What [`Decoder`] computes: pre-norm blocks with RMSNorm and a SiLU gate.
-const MODEL_TYPES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+pub(crate) const MODEL_TYPES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
 pub(crate) fn check_architecture(config: &ModelConfig) -> Result<(), Error> {
     match MODEL_TYPES.contains(&config.model_type.as_str()) {

@@ -244,3 +244,41 @@ fn what_does_not_fit_is_a_sentence_and_a_lost_card_ends_the_step() {
     let lost = sentence(&[1, 2, 3], 1);
     assert!(lost.starts_with("the card was lost at cu"), "{lost}");
 }
+
+#[test]
+fn a_runs_offload_is_where_its_units_begin_and_budgets_move_more() {
+    use hearth_gpu::training::planning;
+    use hearth_train::{Offload, Place as Tier, TrainConfig};
+    let config = files("llama-mha").config;
+    let run = |[params, grads, optim]: [Tier; 3], ratio| TrainConfig {
+        offload: Offload { params, grads, optim, ratio, ..Offload::default() },
+        ..TrainConfig::default()
+    };
+    let (card, host, all) = (Tier::Device, Tier::Cpu, u64::MAX);
+    let places = |tiers, ratio, device| {
+        let plan = planning::plan(&run(tiers, ratio), &config, 8, device, all).expect("it fits");
+        assert!(plan.needs.total(hearth_memory::Tier::Device) <= device);
+        plan.places
+    };
+    use Place::{Card, Host, Streamed};
+    assert_eq!(places([card; 3], 1.0, all), [Card; 4]);
+    assert_eq!(places([card, host, host], 1.0, all), [Host; 4]);
+    assert_eq!(places([card, host, host], 0.3, all), [Card, Host, Card, Card]);
+    assert_eq!(places([host; 3], 1.0, all), [Host, Streamed, Streamed, Host]);
+    let least = planning::plan(&run([host; 3], 1.0), &config, 8, all, all).expect("it fits");
+    let least = least.needs.total(hearth_memory::Tier::Device);
+    assert_eq!(places([card; 3], 1.0, least), [Host, Streamed, Streamed, Host]);
+    let sentence = |tiers, ratio| {
+        planning::plan(&run(tiers, ratio), &config, 8, all, all).expect_err("refused").to_string()
+    };
+    let cases = [
+        (sentence([card, card, host], 1.0), "offload.grads = \"device\" is not done on a card"),
+        (sentence([card, host, card], 1.0), "offload.grads = \"cpu\" is not done on a card"),
+        (sentence([host, card, card], 1.0), "offload.params = \"cpu\" is not done on a card"),
+        (sentence([host; 3], 0.5), "offload.ratio = 0.5 is not done on a card"),
+        (sentence([Tier::Nvme, host, host], 1.0), "offload.params = \"nvme\" is not done on a card"),
+    ];
+    for (said, words) in cases {
+        assert!(said.starts_with(words), "{said}");
+    }
+}

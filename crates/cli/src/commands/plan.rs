@@ -1,6 +1,7 @@
 //! `hearth plan`: what a recipe's run will hold in every tier, and how long its steps will take.
 //!
 //! # Layout
+//! - `on_card`: the same for a run on an NVIDIA card.
 //! - `forecast`: one configuration: its ledger and its step.
 //! - `speeds`: what this machine does in a second.
 //! - `table`, `picture`: the plan for people, as text and as SVG.
@@ -8,6 +9,7 @@
 //! - `search`: the fastest configurations that fit.
 
 mod forecast;
+mod on_card;
 mod picture;
 mod search;
 pub mod serving;
@@ -18,6 +20,7 @@ pub use forecast::{Forecast, PhasePeak};
 pub use search::{Found, Rejected, Search};
 pub use speeds::Measured;
 
+use crate::card::{self, Placement};
 use crate::commands::train;
 use crate::exit::usage;
 use crate::ranks::Start;
@@ -99,6 +102,9 @@ pub struct PlanReport {
     /// Most that the ranks of this machine hold in main memory at once, if they are threads of one process, and what
     /// that process holds besides: all of it on the heap.
     pub process_peak_bytes: u64,
+    /// Which of its units lie where, if it is on a card.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub card: Option<Placement>,
     /// Whether the budgets hold it.
     pub fits: bool,
     /// If not: the tiers that are too small, the smallest size of each that works, and what else would help.
@@ -121,7 +127,12 @@ pub fn run(args: &PlanArgs, ui: &Ui) -> anyhow::Result<Option<PlanReport>> {
     let mut start = Start::join(ui)?;
     let recipe = args.recipe.as_deref().ok_or_else(|| usage("there is no recipe to plan"))?;
     let load = || train::recipe(recipe, &args.set, args.memory.as_deref());
-    let (recipe, job) = train::job(&mut start, load, Job::open, ui)?;
+    let recipe = start.agree(load())?;
+    if let Some(ordinal) = card::ordinal(&recipe) {
+        let world_size = start.world_size(recipe.parallel.data)?;
+        return start.agree(on_card::run(&recipe, ordinal, world_size, args, ui)).map(Some);
+    }
+    let (recipe, job) = train::job(&mut start, || Ok(recipe), Job::open, ui)?;
     let world_size = start.world_size(recipe.parallel.data)?;
     if !start.speaks() {
         return Ok(None);
@@ -161,6 +172,7 @@ fn plan(
         time: forecast.time,
         tok_s: forecast.tok_s,
         process_peak_bytes: before as u64 + job.here() as u64 * forecast.main_memory(),
+        card: None,
         fits: why.is_none(),
         why,
         speeds: forecast.speeds,

@@ -1,5 +1,6 @@
 //! `hearth train`: a run as a recipe says.
 
+use crate::card::{self, CardJob, Placement};
 use crate::exit::usage;
 use crate::interrupt::Interrupt;
 use crate::machine;
@@ -8,12 +9,14 @@ use crate::probe;
 use crate::ranks::Start;
 use crate::recipe::Recipe;
 use crate::tiers::Tiers;
-use crate::training::{self, Job};
+use crate::training::{self, Job, Material};
 use crate::ui::{Progress, Report, Ui, bytes, table};
 use hearth_collective::Ordered;
 use hearth_data::Sequence;
+use hearth_data::dataset::Stats;
 use hearth_memory::{Budget, Ledger, Tier};
-use hearth_train::{Observer, StepReport, TrainConfig, Trainer};
+use hearth_train::{Observer, StepReport, Summary, TrainConfig, Trainer};
+use hearth_weights::ModelConfig;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,7 +49,7 @@ pub enum TrainReport {
     /// It ran.
     Done(Box<Trained>),
     /// It was only looked at.
-    Planned(Planned),
+    Planned(Box<Planned>),
 }
 
 /// What a run came to.
@@ -90,6 +93,19 @@ pub struct Planned {
     pub trained_tokens: usize,
     /// The whole recipe, defaults included, as TOML.
     pub recipe: String,
+    /// What it would hold where, if it is on a card.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub card: Option<CardPlan>,
+}
+
+/// What a run on a card would hold.
+#[derive(Clone, Debug, Serialize)]
+pub struct CardPlan {
+    /// Which of its units lie where.
+    #[serde(flatten)]
+    pub placement: Placement,
+    /// Most that would lie in each tier.
+    pub tiers: Tiers,
 }
 
 /// Trains, or looks at what would be trained: on as many threads as the recipe wants ranks, or as one rank of those
@@ -101,18 +117,48 @@ pub struct Planned {
 pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Option<TrainReport>> {
     let mut start = Start::join(ui)?;
     let load = || recipe(&args.recipe, &args.set, args.memory.as_deref());
-    let (recipe, job) = job(&mut start, load, Job::new, ui)?;
+    let recipe = start.agree(load())?;
+    if let Some(ordinal) = card::ordinal(&recipe) {
+        return on_card(&mut start, &recipe, ordinal, args, ui).map(Some);
+    }
+    let (recipe, job) = job(&mut start, || Ok(recipe), Job::new, ui)?;
     if args.dry_run {
-        let report = start.speaks().then(|| planned(&recipe, &job));
-        return Ok(report.transpose()?.map(TrainReport::Planned));
+        let report = start.speaks().then(|| planned(&recipe, &job.config, &job.stats, job.model()));
+        return Ok(report.transpose()?.map(|planned| TrainReport::Planned(Box::new(planned))));
     }
     let interrupt = Interrupt::listen()?;
     let steps = job.config.steps;
     let done = train(start, &recipe, job, args.resume, ui, &interrupt.flag())?;
-    if let Some(done) = done.as_ref().filter(|done| done.stopped) {
+    Ok(done.map(|done| finished(done, steps, ui)))
+}
+
+fn finished(done: Trained, steps: usize, ui: &Ui) -> TrainReport {
+    if done.stopped {
         ui.note(format!("stopped after step {} of {steps}; go on with --resume", done.steps));
     }
-    Ok(done.map(|done| TrainReport::Done(Box::new(done))))
+    TrainReport::Done(Box::new(done))
+}
+
+/// The same on an NVIDIA card.
+fn on_card(
+    start: &mut Start,
+    recipe: &Recipe,
+    ordinal: usize,
+    args: &TrainArgs,
+    ui: &Ui,
+) -> anyhow::Result<TrainReport> {
+    let world_size = start.world_size(recipe.parallel.data)?;
+    let job = start.agree(CardJob::open(recipe, ordinal, world_size, ui))?;
+    let Material { config, stats, files, .. } = &job.material;
+    if args.dry_run {
+        let tiers = Tiers::of(&job.planned()?, 1);
+        let planned = planned(recipe, config, stats, &files.config)?;
+        let card = Some(CardPlan { placement: job.placement(), tiers });
+        return Ok(TrainReport::Planned(Box::new(Planned { card, ..planned })));
+    }
+    let interrupt = Interrupt::listen()?;
+    let steps = config.steps;
+    Ok(finished(job.run(args.resume, ui, &interrupt.flag())?, steps, ui))
 }
 
 /// A recipe with what the command line puts over it: keys, and byte limits.
@@ -226,28 +272,40 @@ impl Prepared {
     /// # Errors
     /// As [`run`].
     pub fn run(&mut self, ui: &Ui, stop: &AtomicBool) -> anyhow::Result<Trained> {
-        let mut watcher = Watcher { progress: ui.progress(self.config.steps as u64) };
+        let mut watcher = watch(ui, self.config.steps);
         let summary = self.trainer.run(&self.validation, &mut watcher, stop);
         let summary = summary.map_err(|e| training::explain(e, &self.config, self.here))?;
-        watcher.progress.finish();
-        Ok(Trained {
+        watcher.finish();
+        let tiers = Tiers::of(self.trainer.ledger(), self.here);
+        Ok(Trained::new(summary, tiers, self.planned_tiers.clone()))
+    }
+}
+
+impl Trained {
+    pub(crate) fn new(summary: Summary, tiers: Tiers, planned_tiers: Tiers) -> Self {
+        Self {
             steps: summary.steps,
             loss: summary.loss,
             eval_loss: summary.eval_loss,
             tok_s: summary.tok_s,
             peak_rss_bytes: machine::peak_rss_bytes(),
-            tiers: Tiers::of(self.trainer.ledger(), self.here),
-            planned_tiers: self.planned_tiers.clone(),
+            tiers,
+            planned_tiers,
             checkpoint: summary.checkpoint,
             stopped: summary.stopped,
-        })
+        }
     }
 }
 
-fn planned(recipe: &Recipe, job: &Job) -> anyhow::Result<Planned> {
-    let specs = hearth_model::params(hearth_model::architecture(job.model())?.as_ref());
+fn planned(
+    recipe: &Recipe,
+    config: &TrainConfig,
+    stats: &Stats,
+    model: &ModelConfig,
+) -> anyhow::Result<Planned> {
+    let specs = hearth_model::params(hearth_model::architecture(model)?.as_ref());
     let parameters = specs.iter().map(|spec| spec.len()).sum();
-    let trained_parameters = match &job.config.adapter {
+    let trained_parameters = match &config.adapter {
         None => parameters,
         Some(lora) => {
             let hit = |name: &str| {
@@ -259,18 +317,19 @@ fn planned(recipe: &Recipe, job: &Job) -> anyhow::Result<Planned> {
         }
     };
     Ok(Planned {
-        steps: job.config.steps,
+        steps: config.steps,
         parameters,
         trained_parameters,
-        examples: job.stats.train.examples,
-        tokens: job.stats.train.tokens,
-        trained_tokens: job.stats.train.trained_tokens,
+        examples: stats.train.examples,
+        tokens: stats.train.tokens,
+        trained_tokens: stats.train.trained_tokens,
         recipe: recipe.to_toml(),
+        card: None,
     })
 }
 
 /// Passes on what resuming has to say.
-struct Notices<'a>(&'a Ui);
+pub(crate) struct Notices<'a>(pub(crate) &'a Ui);
 
 impl Observer for Notices<'_> {
     fn notice(&mut self, sentence: &str) {
@@ -279,8 +338,18 @@ impl Observer for Notices<'_> {
 }
 
 /// Shows every step.
-struct Watcher {
+pub(crate) struct Watcher {
     progress: Progress,
+}
+
+pub(crate) fn watch(ui: &Ui, steps: usize) -> Watcher {
+    Watcher { progress: ui.progress(steps as u64) }
+}
+
+impl Watcher {
+    pub(crate) fn finish(self) {
+        self.progress.finish();
+    }
 }
 
 impl Observer for Watcher {
@@ -334,6 +403,20 @@ impl Report for Planned {
             ("tokens", self.tokens.to_string()),
             ("of these trained", self.trained_tokens.to_string()),
         ]);
-        format!("{}\n{rows}", self.recipe)
+        let card = self.card.as_ref().map_or(String::new(), CardPlan::text);
+        format!("{}\n{rows}{card}", self.recipe)
+    }
+}
+
+impl Report for CardPlan {
+    fn text(&self) -> String {
+        let Placement { card, units, units_on_host, blocks_streamed } = &self.placement;
+        table([
+            ("card", card.clone()),
+            ("on the card", bytes(self.tiers.device.peak_bytes)),
+            ("on the host", bytes(self.tiers.host.peak_bytes)),
+            ("units updated by the host", format!("{units_on_host} of {units}")),
+            ("blocks streamed", blocks_streamed.to_string()),
+        ])
     }
 }

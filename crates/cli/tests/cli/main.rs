@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bad_input;
+mod card;
 mod ckpt;
 mod crash;
 mod draft;

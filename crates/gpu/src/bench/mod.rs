@@ -12,6 +12,7 @@ mod kernels;
 mod streaming;
 mod training;
 
+pub(crate) use training::Noise;
 pub use training::Training;
 
 use crate::Error;

@@ -184,7 +184,7 @@ fn rule(gradient_scale: f32) -> AdamWRule {
 }
 
 /// Weights that look like a model's before training.
-struct Noise;
+pub(crate) struct Noise;
 
 impl Source<Error> for Noise {
     fn matrix(&mut self, _name: &str, [rows, columns]: [usize; 2]) -> Result<HostMatrix<'_>, Error> {
