@@ -18,7 +18,7 @@ BATCH, SEQ, RANK = 4, 256, 16
 # What is trained: torch's word for it, hearth's options, bar of tokens/s, bar of memory.
 WORKS = {
     "full fine-tuning step, f32": ("full", [], 1.15, 0.6),
-    "the same with activation checkpointing": ("checkpoint", ["--recompute"], None, None),
+    "full fine-tuning step with activation checkpointing, f32": ("checkpoint", ["--recompute"], None, None),
     f"LoRA step, r {RANK}, f32": ("lora", ["--lora", RANK], 1.3, None),
 }
 

@@ -128,9 +128,9 @@ pub fn run(command: &BenchCommand, ui: &Ui) -> anyhow::Result<Option<BenchReport
         probe::peaks()
     };
     Ok(match command {
-        BenchCommand::Train(args) => Some(BenchReport::Model(train(args, peaks(), ui)?)),
-        BenchCommand::Prefill(args) => Some(BenchReport::Model(prefill(args, peaks(), ui)?)),
-        BenchCommand::Decode(args) => Some(BenchReport::Model(decode::decode(args, peaks(), ui)?)),
+        BenchCommand::Train(args) => Some(BenchReport::Model(train(args, peaks, ui)?)),
+        BenchCommand::Prefill(args) => Some(BenchReport::Model(prefill(args, peaks, ui)?)),
+        BenchCommand::Decode(args) => Some(BenchReport::Model(decode::decode(args, peaks, ui)?)),
         BenchCommand::Io(args) => Some(BenchReport::Rate(rates::io(args, ui)?)),
         BenchCommand::Comm(args) => rates::comm(args, ui)?.map(BenchReport::Rate),
         BenchCommand::Adam(args) => Some(BenchReport::Rate(rates::adam(args, ui)?)),
@@ -138,11 +138,14 @@ pub fn run(command: &BenchCommand, ui: &Ui) -> anyhow::Result<Option<BenchReport
     })
 }
 
-fn prefill(args: &PrefillBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport> {
+/// `peaks` are measured when nothing is left to be refused.
+fn prefill(args: &PrefillBench, peaks: impl FnOnce() -> Peaks, ui: &Ui) -> anyhow::Result<ModelReport> {
     at_least_one("--tokens", args.tokens)?;
+    at_least_one("--repeat", args.repeat)?;
     let (model, loaded) = args.model.load(Activations::Int8, ui)?;
     let flops = forward_flops(&model.files, args.tokens)?;
     let tokens = random_tokens(args.tokens, model.files.config.vocab_size);
+    let peaks = peaks();
     let mut scorer = Scorer::new(loaded, args.tokens)?;
     let last = args.tokens - 1..args.tokens;
     let samples = repeated(args.repeat, || {
@@ -153,14 +156,13 @@ fn prefill(args: &PrefillBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelRe
     Ok(report("prefill", samples, flops / args.tokens as f64, peaks))
 }
 
-fn train(args: &TrainBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport> {
+/// As [`prefill`].
+fn train(args: &TrainBench, peaks: impl FnOnce() -> Peaks, ui: &Ui) -> anyhow::Result<ModelReport> {
     at_least_one("--batch", args.batch)?;
+    at_least_one("--steps", args.steps)?;
     if args.seq < 2 {
         return Err(usage(format!("--seq is {}, it must be at least 2", args.seq)));
     }
-    let model = crate::open::Model::open_adapted(&args.model.model, args.model.merged_adapter()?, ui)?;
-    let sequences: Vec<Sequence> =
-        (0..args.batch).map(|_| sequence(args.seq, model.files.config.vocab_size)).collect();
     let config = TrainConfig {
         steps: args.steps + 1,
         global_batch: args.batch,
@@ -169,9 +171,14 @@ fn train(args: &TrainBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport
         state_dtype: state_dtype(&args.state_dtype)?,
         recompute: if args.recompute { Recompute::Full } else { Recompute::None },
         adapter: args.lora.map(|rank| LoraConfig { rank, ..LoraConfig::default() }),
-        peak_flops: Some(peaks.flops),
         ..TrainConfig::default()
     };
+    config.validate().map_err(|e| usage(e.to_string()))?;
+    let model = crate::open::Model::open_adapted(&args.model.model, args.model.merged_adapter()?, ui)?;
+    let peaks = peaks();
+    let sequences: Vec<Sequence> =
+        (0..args.batch).map(|_| sequence(args.seq, model.files.config.vocab_size)).collect();
+    let config = TrainConfig { peak_flops: Some(peaks.flops), ..config };
     let setup = Setup {
         arch: hearth_model::architecture(&model.files.config)?,
         weights: &*model.files.tensors,

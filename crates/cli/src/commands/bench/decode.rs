@@ -29,12 +29,19 @@ pub struct DecodeBench {
     pub repeat: usize,
 }
 
-pub(super) fn decode(args: &DecodeBench, peaks: Peaks, ui: &Ui) -> anyhow::Result<ModelReport> {
+/// `peaks` are measured when the options make sense, before the engine's threads wait for work.
+pub(super) fn decode(
+    args: &DecodeBench,
+    peaks: impl FnOnce() -> Peaks,
+    ui: &Ui,
+) -> anyhow::Result<ModelReport> {
     at_least_one("--batch", args.batch)?;
+    at_least_one("--repeat", args.repeat)?;
     if args.n < 2 {
         let what = format!("-n is {}, it must be at least 2 to measure what lies between tokens", args.n);
         return Err(usage(what));
     }
+    let peaks = peaks();
     let running = Running::start(&args.model, args.batch, ui)?;
     let files = &running.model.files;
     let samples = repeated(args.repeat, || once(&running, args))?;
