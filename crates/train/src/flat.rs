@@ -4,6 +4,7 @@ use crate::config::Compute;
 use crate::optim::CopyOut;
 use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
+use hearth_kernels::cpu::halves::High;
 use hearth_kernels::cpu::stored::{Stored, narrow, widen};
 use std::ops::Range;
 
@@ -134,12 +135,13 @@ impl Flat {
         }
     }
 
-    /// Rounds `values` (to nearest, ties to even) into `start..`.
+    /// Rounds `values` to the nearest into `start..`: ties to even, and in bfloat16 away from zero, as an optimizer that
+    /// keeps masters in [halves](hearth_kernels::cpu::halves) copies them.
     pub(crate) fn write(&mut self, start: usize, values: &[f32]) {
         let range = start..start + values.len();
         match self {
             Flat::F32(to) => to[range].copy_from_slice(values),
-            Flat::Bf16(to) => narrow(values, &mut to[range]),
+            Flat::Bf16(to) => narrow(values, bytemuck::cast_slice_mut::<_, High>(&mut to[range])),
             Flat::F16(to) => narrow(values, &mut to[range]),
         }
     }
@@ -164,7 +166,7 @@ impl Flat {
     pub(crate) fn part_mut(&mut self, range: Range<usize>) -> CopyOut<'_> {
         match self {
             Flat::F32(values) => CopyOut::F32(&mut values[range]),
-            Flat::Bf16(values) => CopyOut::Bf16(&mut values[range]),
+            Flat::Bf16(values) => CopyOut::High(&mut values[range]),
             Flat::F16(values) => CopyOut::F16(&mut values[range]),
         }
     }
@@ -192,7 +194,7 @@ fn put<F, T: Copy + Default>(to: &mut Vec<T>, start: usize, from: &[F], convert:
 pub(crate) fn copy_out(compute: Compute, bytes: &mut [u8]) -> CopyOut<'_> {
     match compute {
         Compute::F32 => CopyOut::F32(bytemuck::cast_slice_mut(bytes)),
-        Compute::Bf16 => CopyOut::Bf16(bytemuck::cast_slice_mut(bytes)),
+        Compute::Bf16 => CopyOut::High(bytemuck::cast_slice_mut(bytes)),
         Compute::F16 => CopyOut::F16(bytemuck::cast_slice_mut(bytes)),
     }
 }
@@ -216,6 +218,7 @@ pub(crate) fn part_of<'a>(copy: &'a mut CopyOut<'_>, range: Range<usize>) -> Cop
         CopyOut::F32(values) => CopyOut::F32(&mut values[range]),
         CopyOut::Bf16(values) => CopyOut::Bf16(&mut values[range]),
         CopyOut::F16(values) => CopyOut::F16(&mut values[range]),
+        CopyOut::High(values) => CopyOut::High(&mut values[range]),
     }
 }
 

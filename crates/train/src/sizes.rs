@@ -31,6 +31,29 @@ impl Place {
     }
 }
 
+/// How the optimizer's f32 masters are kept, where they lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Masters {
+    /// The copy the model is computed with is the master.
+    Copy,
+    /// The copy is the upper half of the master, the lower half lies beside it: exact, at no more than f32 takes. See
+    /// [`hearth_kernels::cpu::halves`].
+    Low,
+    /// On their own.
+    Whole,
+}
+
+impl Masters {
+    /// Bytes of an element beside the copy.
+    pub fn bytes(self) -> usize {
+        match self {
+            Masters::Copy => 0,
+            Masters::Low => size_of::<i16>(),
+            Masters::Whole => size_of::<f32>(),
+        }
+    }
+}
+
 /// A run's sizes: one rank's layout and what the configuration makes of it.
 #[derive(Clone, Copy)]
 pub struct Sizes<'a> {
@@ -60,11 +83,16 @@ impl Sizes<'_> {
         parts.into_iter().filter(|(range, _)| !range.is_empty()).collect()
     }
 
-    /// Whether the copy the model is computed with is at the same time the optimizer's master.
-    pub fn master_is_copy(&self) -> bool {
-        let (o, f32) = (&self.config.offload, self.config.compute.bytes() == 4);
+    /// How the masters of state in memory are kept.
+    pub fn masters(&self) -> Masters {
+        let o = &self.config.offload;
         let together = o.params == o.optim && (o.optim == Place::Device || o.ratio == 1.0);
-        f32 && together && o.params != Place::Nvme
+        match self.config.compute {
+            _ if !together || o.params == Place::Nvme => Masters::Whole,
+            Compute::F32 => Masters::Copy,
+            Compute::Bf16 if self.config.optim.elementwise() => Masters::Low,
+            Compute::Bf16 | Compute::F16 => Masters::Whole,
+        }
     }
 
     /// Elements of a unit's copy as it is kept.
@@ -149,7 +177,7 @@ impl Sizes<'_> {
         match place {
             Place::Nvme => tiles(range).map(|tile| self.tile_bytes(tile.len())).sum(),
             _ => {
-                let master = if self.master_is_copy() { 0 } else { 4 * range.len() };
+                let master = self.masters().bytes() * range.len();
                 let states = self.config.optim.states().len() * self.config.state_dtype.bytes();
                 (master + states * self.state_len(unit, range)) as u64
             }

@@ -5,13 +5,17 @@ use crate::config::Place;
 use crate::copies::Copies;
 use crate::flat::{Flat, part_of};
 use crate::layout::Layout;
-use crate::optim::{CopyOut, OptimConfig, Span, StateDtype, Step, Values};
-use crate::sizes::{ALIGN, Sizes, tiles};
+use crate::optim::{CopyOut, HalvedSpan, OptimConfig, Span, StateDtype, Step, Values};
+use crate::sizes::{ALIGN, Masters, Sizes, tiles};
 use half::bf16;
+use hearth_kernels::cpu::halves;
 use hearth_memory::nvme::NvmeFile;
 use hearth_memory::{Charge, Kind, Ledger};
 use std::ops::Range;
 use std::sync::Arc;
+
+/// Masters in two halves that are joined at a time: they stay in the first-level cache.
+const JOINED: usize = 1024;
 
 /// Which of a parameter's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,10 +41,21 @@ struct Segment {
 }
 
 enum Held {
-    /// Without a master where the copy the model is computed with is the master.
-    Memory { master: Option<Arc<Vec<f32>>>, states: Vec<Arc<StateValues>>, _charge: Charge },
+    Memory {
+        master: Master,
+        states: Vec<Arc<StateValues>>,
+        _charge: Charge,
+    },
     /// Tiles of the file, in order.
     Disk(Range<usize>),
+}
+
+/// Masters in memory, as [`Masters`] says.
+#[derive(Clone)]
+enum Master {
+    Copy,
+    Low(Arc<Vec<i16>>),
+    Whole(Arc<Vec<f32>>),
 }
 
 /// A piece of state on the disk: master and states of `range`, one after another.
@@ -154,7 +169,11 @@ impl OptimizerState {
                     Held::Disk(first..all_tiles.len())
                 } else {
                     let _charge = ledger.charge(place.tier(), Kind::Optimizer, bytes)?;
-                    let master = (!sizes.master_is_copy()).then(|| Arc::new(vec![0.0; range.len()]));
+                    let master = match sizes.masters() {
+                        Masters::Copy => Master::Copy,
+                        Masters::Low => Master::Low(Arc::new(vec![0; range.len()])),
+                        Masters::Whole => Master::Whole(Arc::new(vec![0.0; range.len()])),
+                    };
                     let len = sizes.state_len(unit, &range);
                     let zeros = |_| Arc::new(StateValues::zeros(dtype, len));
                     Held::Memory { master, states: (0..states).map(zeros).collect(), _charge }
@@ -200,13 +219,20 @@ impl OptimizerState {
         let Held::Memory { master, states, .. } = &mut segment.held else { panic!("a piece in memory") };
         let exclusive = "nothing reads the state while it is updated";
         let at = range.start - segment.range.start..range.end - segment.range.start;
-        let (master, mut copy) = match (master, copy) {
-            (Some(master), copy) => (&mut Arc::get_mut(master).expect(exclusive)[at.clone()], Some(copy)),
-            (None, CopyOut::F32(copy)) => (copy, None),
-            (None, _) => panic!("only an f32 copy is the master"),
-        };
         let mut states: Vec<&mut StateValues> =
             states.iter_mut().map(|s| Arc::get_mut(s).expect(exclusive)).collect();
+        let (master, mut copy) = match (master, copy) {
+            (Master::Whole(master), copy) => {
+                (&mut Arc::get_mut(master).expect(exclusive)[at.clone()], Some(copy))
+            }
+            (Master::Copy, CopyOut::F32(copy)) => (copy, None),
+            (Master::Low(low), CopyOut::High(high)) => {
+                let low = &mut Arc::get_mut(low).expect(exclusive)[at.clone()];
+                let states = states.iter_mut().map(|s| s.part_mut(at.clone())).collect();
+                return step.apply_halved(HalvedSpan { high, low, states, gradient });
+            }
+            (Master::Copy | Master::Low(_), _) => panic!("the copy is not of the master's kind"),
+        };
         if !self.whole {
             let states = states.iter_mut().map(|s| s.part_mut(at.clone())).collect();
             return step.apply(Span { master, states, gradient, copy });
@@ -266,12 +292,7 @@ impl OptimizerState {
                     let at = common.start - range.start;
                     let exclusive = "nothing reads the state while it is set";
                     match which {
-                        Which::Master => {
-                            if let Some(master) = master {
-                                Arc::get_mut(master).expect(exclusive)[at..][..values.len()]
-                                    .copy_from_slice(values);
-                            }
-                        }
+                        Which::Master => master.set(at, values),
                         Which::State(i) => {
                             let bytes = encode(self.dtype, values);
                             let to = Arc::get_mut(&mut states[i]).expect(exclusive).as_bytes_mut();
@@ -298,6 +319,42 @@ impl OptimizerState {
             }
         }
         Ok(())
+    }
+}
+
+impl Master {
+    /// Sets elements `at..`, as far as the copy does not hold them.
+    fn set(&mut self, at: usize, values: &[f32]) {
+        let exclusive = "nothing reads the state while it is set";
+        match self {
+            Master::Copy => {}
+            Master::Low(low) => {
+                let low = &mut Arc::get_mut(low).expect(exclusive)[at..][..values.len()];
+                low.iter_mut().zip(values).for_each(|(low, value)| *low = halves::split(*value).1);
+            }
+            Master::Whole(master) => {
+                Arc::get_mut(master).expect(exclusive)[at..][..values.len()].copy_from_slice(values);
+            }
+        }
+    }
+
+    /// The bytes of elements `at..` as f32, as many as `out` takes. `copy`: the copy's elements from the same one on.
+    fn read<'c>(&self, at: usize, copy: impl FnOnce() -> &'c [u8], out: &mut [u8]) {
+        match self {
+            Master::Copy => out.copy_from_slice(&copy()[..out.len()]),
+            Master::Whole(master) => {
+                out.copy_from_slice(&bytemuck::cast_slice(master)[4 * at..][..out.len()])
+            }
+            Master::Low(low) => {
+                let high: &[bf16] = bytemuck::cast_slice(copy());
+                let parts = high.chunks(JOINED).zip(low[at..].chunks(JOINED)).zip(out.chunks_mut(4 * JOINED));
+                for ((high, low), out) in parts {
+                    let (mut joined, len) = ([0.0; JOINED], out.len() / 4);
+                    halves::join_block(&high[..len], &low[..len], &mut joined[..len]);
+                    out.copy_from_slice(bytemuck::cast_slice(&joined[..len]));
+                }
+            }
+        }
     }
 }
 
@@ -328,7 +385,7 @@ impl Tile {
 /// The state as a background save, or a comparison, reads it.
 pub(crate) struct StateReader {
     segments: Vec<ReadSegment>,
-    /// Copies that may be masters, each with its first element.
+    /// Copies that may be masters or half of them, each with its first element.
     masters: Vec<(Option<Arc<Flat>>, usize)>,
     dtype: StateDtype,
     file: Option<Arc<NvmeFile>>,
@@ -343,7 +400,7 @@ struct ReadSegment {
 }
 
 enum ReadHeld {
-    Memory { master: Option<Arc<Vec<f32>>>, states: Vec<Arc<StateValues>> },
+    Memory { master: Master, states: Vec<Arc<StateValues>> },
     Disk(Vec<Tile>),
 }
 
@@ -376,16 +433,17 @@ impl StateReader {
             match &segment.held {
                 ReadHeld::Memory { master, states } => {
                     let at = common.start - range.start;
-                    let bytes: &[u8] = match (which, master) {
-                        (Which::State(i), _) => &states[i].as_bytes()[at * width..],
-                        (Which::Master, Some(master)) => &bytemuck::cast_slice(master)[at * width..],
-                        (Which::Master, None) => {
-                            let (copy, first) = &self.masters[unit];
-                            let copy = copy.as_ref().expect("the copy is the master");
-                            &copy.as_bytes()[(common.start - first) * width..]
-                        }
+                    let copy = || {
+                        let (copy, first) = &self.masters[unit];
+                        let copy = copy.as_ref().expect("a copy that is the master, or half of it");
+                        &copy.as_bytes()[(common.start - first) * copy.precision().bytes()..]
                     };
-                    out.copy_from_slice(&bytes[..out.len()]);
+                    match which {
+                        Which::State(i) => {
+                            out.copy_from_slice(&states[i].as_bytes()[at * width..][..out.len()]);
+                        }
+                        Which::Master => master.read(at, copy, out),
+                    }
                 }
                 ReadHeld::Disk(tiles) => {
                     let file = self.file.as_ref().expect("tiles lie in a file");

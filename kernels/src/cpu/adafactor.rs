@@ -4,6 +4,7 @@
 //! Not elementwise: it needs a whole parameter. Sums run over blocks of a fixed number of rows, in f64, and the
 //! blocks' sums are added in order, so threads change no bit.
 
+use super::halves::as_high;
 use super::stored::Stored;
 use super::update::CopyOut;
 use crate::multiversion;
@@ -66,6 +67,7 @@ pub fn adafactor(
         Some(CopyOut::F32(copy)) => by_shape(rule, shape, master, gradient, state, copy),
         Some(CopyOut::Bf16(copy)) => by_shape(rule, shape, master, gradient, state, copy),
         Some(CopyOut::F16(copy)) => by_shape(rule, shape, master, gradient, state, copy),
+        Some(CopyOut::High(copy)) => by_shape(rule, shape, master, gradient, state, as_high(copy)),
     }
 }
 

@@ -10,6 +10,7 @@ mod decoded;
 mod few_rows;
 mod foresight;
 pub mod gemm;
+pub mod halves;
 pub mod kv;
 mod lanes;
 pub mod layer_norm;

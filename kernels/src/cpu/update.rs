@@ -4,10 +4,12 @@
 //! same function in f32, so the state may be cut anywhere without changing a bit. States stored as bf16 are widened,
 //! updated in f32 and rounded to nearest even; the copy of the new parameters is written in the same pass.
 
+use super::halves::{as_high, join_block, split, split_block};
 use super::stored::{Stored, stream_fence, stream_out};
 use crate::multiversion;
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Elements one task updates. Elements are independent, so the size changes no result.
 const CHUNK: usize = 1 << 14;
@@ -26,7 +28,7 @@ pub enum Values<'a> {
     Bf16(&'a mut [bf16]),
 }
 
-/// Where the updated parameters are copied, rounded to nearest even.
+/// Where the updated parameters are copied, rounded to nearest even but for [`CopyOut::High`].
 #[derive(Debug)]
 pub enum CopyOut<'a> {
     /// Single precision.
@@ -35,6 +37,8 @@ pub enum CopyOut<'a> {
     Bf16(&'a mut [bf16]),
     /// Half precision.
     F16(&'a mut [f16]),
+    /// bfloat16, ties away from zero: the upper [halves](super::halves).
+    High(&'a mut [bf16]),
 }
 
 /// A parameter, or any slice of one, with everything an update touches. All slices are equally long.
@@ -50,7 +54,20 @@ pub struct Span<'a> {
     pub copy: Option<CopyOut<'a>>,
 }
 
-impl Values<'_> {
+/// A parameter, or any slice of one, whose master is kept in [two halves](super::halves). All slices are equally long.
+#[derive(Debug)]
+pub struct HalvedSpan<'a> {
+    /// The copy that is computed with.
+    pub high: &'a mut [bf16],
+    /// What makes it exact.
+    pub low: &'a mut [i16],
+    /// The optimizer's states, in its own order.
+    pub states: Vec<Values<'a>>,
+    /// Gradient, not yet scaled.
+    pub gradient: &'a [f32],
+}
+
+impl<'a> Values<'a> {
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
@@ -63,15 +80,56 @@ impl Values<'_> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    fn chunks(self) -> Vec<Values<'a>> {
+        match self {
+            Values::F32(x) => x.chunks_mut(CHUNK).map(Values::F32).collect(),
+            Values::Bf16(x) => x.chunks_mut(CHUNK).map(Values::Bf16).collect(),
+        }
+    }
+
+    /// The numbers themselves, or widened in `buffer`; what is not there is zero.
+    fn floats<'b>(state: &'b mut Option<Self>, range: Range<usize>, buffer: &'b mut [f32]) -> &'b mut [f32] {
+        match state {
+            None => {
+                let buffer = &mut buffer[..range.len()];
+                buffer.fill(0.0);
+                buffer
+            }
+            Some(Values::F32(x)) => &mut x[range],
+            Some(Values::Bf16(x)) => {
+                let buffer = &mut buffer[..range.len()];
+                bf16::widen_block(&x[range], buffer);
+                buffer
+            }
+        }
+    }
+
+    /// Takes what came of them: it is there already, or in `buffer`.
+    fn put(state: &mut Option<Self>, range: Range<usize>, buffer: &[f32]) {
+        match state {
+            None | Some(Values::F32(_)) => {}
+            Some(Values::Bf16(x)) => bf16::narrow_block(buffer, &mut x[range]),
+        }
+    }
 }
 
-impl CopyOut<'_> {
+impl<'a> CopyOut<'a> {
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
             CopyOut::F32(x) => x.len(),
-            CopyOut::Bf16(x) => x.len(),
+            CopyOut::Bf16(x) | CopyOut::High(x) => x.len(),
             CopyOut::F16(x) => x.len(),
+        }
+    }
+
+    fn chunks(self) -> Vec<CopyOut<'a>> {
+        match self {
+            CopyOut::F32(x) => x.chunks_mut(CHUNK).map(CopyOut::F32).collect(),
+            CopyOut::Bf16(x) => x.chunks_mut(CHUNK).map(CopyOut::Bf16).collect(),
+            CopyOut::F16(x) => x.chunks_mut(CHUNK).map(CopyOut::F16).collect(),
+            CopyOut::High(x) => x.chunks_mut(CHUNK).map(CopyOut::High).collect(),
         }
     }
 
@@ -93,13 +151,8 @@ pub trait Rule: Copy + Send + Sync {
 /// If the span has another number of states, or its slices differ in length.
 pub fn apply_two<R: Rule>(rule: R, span: Span) {
     let Span { master, states, gradient, copy } = checked(span);
-    let [a, b] = <[Values; 2]>::try_from(states).expect("two states");
-    match (a, b) {
-        (Values::F32(a), Values::F32(b)) => with_copy(rule, master, a, b, gradient, copy),
-        (Values::F32(a), Values::Bf16(b)) => with_copy(rule, master, a, b, gradient, copy),
-        (Values::Bf16(a), Values::F32(b)) => with_copy(rule, master, a, b, gradient, copy),
-        (Values::Bf16(a), Values::Bf16(b)) => with_copy(rule, master, a, b, gradient, copy),
-    }
+    let states = <[Values; 2]>::try_from(states).expect("two states").map(Some);
+    in_tasks(rule, Params::Whole(master, copy), states, gradient);
 }
 
 /// As [`apply_two`] with one state.
@@ -108,12 +161,8 @@ pub fn apply_two<R: Rule>(rule: R, span: Span) {
 /// If the span has another number of states, or its slices differ in length.
 pub fn apply_one<R: Rule>(rule: R, span: Span) {
     let Span { master, states, gradient, copy } = checked(span);
-    let [a] = <[Values; 1]>::try_from(states).expect("one state");
-    let b = &mut vec![(); master.len()];
-    match a {
-        Values::F32(a) => with_copy(rule, master, a, b, gradient, copy),
-        Values::Bf16(a) => with_copy(rule, master, a, b, gradient, copy),
-    }
+    let [state] = <[Values; 1]>::try_from(states).expect("one state");
+    in_tasks(rule, Params::Whole(master, copy), [Some(state), None], gradient);
 }
 
 /// As [`apply_two`] without state.
@@ -123,8 +172,20 @@ pub fn apply_one<R: Rule>(rule: R, span: Span) {
 pub fn apply_stateless<R: Rule>(rule: R, span: Span) {
     let Span { master, states, gradient, copy } = checked(span);
     assert!(states.is_empty(), "no states");
-    let (a, b) = (&mut vec![(); master.len()], &mut vec![(); master.len()]);
-    with_copy(rule, master, a, b, gradient, copy);
+    in_tasks(rule, Params::Whole(master, copy), [None, None], gradient);
+}
+
+/// The same update, bit for bit, of masters in two halves, of which the upper one is the copy.
+///
+/// # Panics
+/// If the span has more than two states, or its slices differ in length.
+pub fn apply_halved<R: Rule>(rule: R, span: HalvedSpan) {
+    let HalvedSpan { high, low, states, gradient } = span;
+    let len = gradient.len();
+    let fits = high.len() == len && low.len() == len && states.iter().all(|s| s.len() == len);
+    assert!(fits && states.len() <= 2, "a slice of another parameter: {len} elements and two states wanted");
+    let mut states = states.into_iter();
+    in_tasks(rule, Params::Halves(high, low), [states.next(), states.next()], gradient);
 }
 
 fn checked(span: Span) -> Span {
@@ -136,79 +197,121 @@ fn checked(span: Span) -> Span {
     span
 }
 
-fn with_copy<R: Rule, A: Stored, B: Stored>(
-    rule: R,
-    p: &mut [f32],
-    a: &mut [A],
-    b: &mut [B],
-    g: &[f32],
-    copy: Option<CopyOut>,
-) {
-    match copy {
-        None => in_tasks(rule, p, a, b, g, &mut vec![(); g.len()]),
-        Some(CopyOut::F32(copy)) => in_tasks(rule, p, a, b, g, copy),
-        Some(CopyOut::Bf16(copy)) => in_tasks(rule, p, a, b, g, copy),
-        Some(CopyOut::F16(copy)) => in_tasks(rule, p, a, b, g, copy),
-    }
+/// What is updated, and the copy that is made of it.
+enum Params<'a> {
+    Whole(&'a mut [f32], Option<CopyOut<'a>>),
+    /// The copy, and what makes it exact.
+    Halves(&'a mut [bf16], &'a mut [i16]),
 }
 
-fn in_tasks<R: Rule, A: Stored, B: Stored, C: Stored>(
-    rule: R,
-    p: &mut [f32],
-    a: &mut [A],
-    b: &mut [B],
-    g: &[f32],
-    copy: &mut [C],
-) {
-    let streamed = size_of::<C>() > 0 && p.len() >= STREAMED;
-    p.par_chunks_mut(CHUNK)
-        .zip(a.par_chunks_mut(CHUNK))
-        .zip(b.par_chunks_mut(CHUNK))
-        .zip(g.par_chunks(CHUNK))
-        .zip(copy.par_chunks_mut(CHUNK))
-        .for_each(|((((p, a), b), g), copy)| {
-            update_chunk(rule, p, a, b, g, copy, streamed);
-            if streamed {
-                stream_fence();
-            }
-        });
+/// What one thread updates.
+struct Task<'a> {
+    params: Params<'a>,
+    states: [Option<Values<'a>>; 2],
+    gradient: &'a [f32],
 }
 
-fn update_chunk<R: Rule, A: Stored, B: Stored, C: Stored>(
-    rule: R,
-    p: &mut [f32],
-    a: &mut [A],
-    b: &mut [B],
-    g: &[f32],
-    copy: &mut [C],
-    streamed: bool,
-) {
-    let mut narrowed = [C::narrow(0.0); BLOCK];
-    let states = a.chunks_mut(BLOCK).zip(b.chunks_mut(BLOCK));
-    for (((p, g), (a, b)), copy) in
-        p.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).zip(states).zip(copy.chunks_mut(BLOCK))
-    {
-        update_block(rule, p, a, b, g);
+fn in_tasks<R: Rule>(rule: R, params: Params, states: [Option<Values>; 2], gradient: &[f32]) {
+    let streamed = gradient.len() >= STREAMED;
+    let [mut a, mut b] = states.map(|state| state.map(|state| state.chunks()).into_iter().flatten());
+    let tasks: Vec<Task> = params
+        .chunks()
+        .into_iter()
+        .zip(gradient.chunks(CHUNK))
+        .map(|(params, gradient)| Task { params, states: [a.next(), b.next()], gradient })
+        .collect();
+    tasks.into_par_iter().for_each(|task| task.update(rule, streamed));
+}
+
+impl Task<'_> {
+    fn update<R: Rule>(mut self, rule: R, streamed: bool) {
+        let [mut p, mut a, mut b] = [[0.0; BLOCK]; 3];
+        for (at, g) in self.gradient.chunks(BLOCK).enumerate() {
+            let range = at * BLOCK..at * BLOCK + g.len();
+            let [first, second] = &mut self.states;
+            let updated = self.params.floats(range.clone(), &mut p);
+            update_block(
+                rule,
+                updated,
+                Values::floats(first, range.clone(), &mut a),
+                Values::floats(second, range.clone(), &mut b),
+                g,
+            );
+            self.params.put(range.clone(), &p[..g.len()], streamed);
+            Values::put(first, range.clone(), &a[..g.len()]);
+            Values::put(second, range, &b[..g.len()]);
+        }
         if streamed {
-            let narrowed = &mut narrowed[..p.len()];
-            C::narrow_block(p, narrowed);
-            stream_out(narrowed, copy);
-        } else {
-            C::narrow_block(p, copy);
+            stream_fence();
         }
     }
 }
 
-// Functions of their own, so that the compiler knows that the slices do not overlap.
+impl<'a> Params<'a> {
+    fn chunks(self) -> Vec<Params<'a>> {
+        match self {
+            Params::Whole(master, copy) => {
+                let mut copies = copy.map(CopyOut::chunks).into_iter().flatten();
+                master.chunks_mut(CHUNK).map(|master| Params::Whole(master, copies.next())).collect()
+            }
+            Params::Halves(high, low) => high
+                .chunks_mut(CHUNK)
+                .zip(low.chunks_mut(CHUNK))
+                .map(|(high, low)| Params::Halves(high, low))
+                .collect(),
+        }
+    }
+
+    /// The numbers themselves, or joined in `buffer`.
+    fn floats<'b>(&'b mut self, range: Range<usize>, buffer: &'b mut [f32]) -> &'b mut [f32] {
+        match self {
+            Params::Whole(master, _) => &mut master[range],
+            Params::Halves(high, low) => {
+                let buffer = &mut buffer[..range.len()];
+                join_block(&high[range.clone()], &low[range], buffer);
+                buffer
+            }
+        }
+    }
+
+    /// Takes what came of them: it is there already, and to be copied, or in `buffer`.
+    fn put(&mut self, range: Range<usize>, buffer: &[f32], streamed: bool) {
+        match self {
+            Params::Halves(high, low) => split_block(buffer, &mut high[range.clone()], &mut low[range]),
+            Params::Whole(_, None) => {}
+            Params::Whole(master, Some(copy)) => {
+                let master = &master[range.clone()];
+                match copy {
+                    CopyOut::F32(copy) => copy_block(master, &mut copy[range], streamed),
+                    CopyOut::Bf16(copy) => copy_block(master, &mut copy[range], streamed),
+                    CopyOut::F16(copy) => copy_block(master, &mut copy[range], streamed),
+                    CopyOut::High(copy) => copy_block(master, as_high(&mut copy[range]), streamed),
+                }
+            }
+        }
+    }
+}
+
+fn copy_block<C: Stored>(master: &[f32], copy: &mut [C], streamed: bool) {
+    if !streamed {
+        return C::narrow_block(master, copy);
+    }
+    let mut narrowed = [C::narrow(0.0); BLOCK];
+    let narrowed = &mut narrowed[..master.len()];
+    C::narrow_block(master, narrowed);
+    stream_out(narrowed, copy);
+}
+
+// A function of its own, so that the compiler knows that the slices do not overlap.
 multiversion! {
-    fn update_block<R: Rule, A: Stored, B: Stored>(rule: R, p: &mut [f32], a: &mut [A], b: &mut [B], g: &[f32]) {
+    fn update_block<R: Rule>(rule: R, p: &mut [f32], a: &mut [f32], b: &mut [f32], g: &[f32]) {
         let n = p.len();
         let (a, b, g) = (&mut a[..n], &mut b[..n], &g[..n]);
         for i in 0..n {
-            let (value, states) = rule.element(p[i], [a[i].widen(), b[i].widen()], g[i]);
+            let (value, states) = rule.element(p[i], [a[i], b[i]], g[i]);
             p[i] = value;
-            a[i] = A::narrow(states[0]);
-            b[i] = B::narrow(states[1]);
+            a[i] = states[0];
+            b[i] = states[1];
         }
     }
 }
@@ -240,6 +343,7 @@ pub fn apply_scalar<R: Rule>(rule: R, span: Span) {
             Some(CopyOut::F32(x)) => x[i] = value,
             Some(CopyOut::Bf16(x)) => x[i] = bf16::from_f32(value),
             Some(CopyOut::F16(x)) => x[i] = f16::from_f32(value),
+            Some(CopyOut::High(x)) => x[i] = split(value).0,
         }
     }
 }
@@ -319,6 +423,7 @@ mod tests {
                     0 => None,
                     1 => Some(CopyOut::F32(&mut self.copies.0[from..])),
                     2 => Some(CopyOut::Bf16(&mut self.copies.1[from..])),
+                    3 => Some(CopyOut::High(&mut self.copies.1[from..])),
                     _ => Some(CopyOut::F16(&mut self.copies.2[from..])),
                 },
             }
@@ -342,6 +447,28 @@ mod tests {
         assert_eq!(a.bits(), b.bits(), "states {dtypes:?}, copy {copy}");
     }
 
+    /// Masters in two halves beside masters in one piece.
+    fn check_halved<R: Rule>(rule: R, dtypes: &[bool], buffers: &Buffers) {
+        let (mut whole, mut halved) = (buffers.clone(), buffers.clone());
+        let mut low = vec![0; buffers.master.len()];
+        split_block(&halved.master, &mut halved.copies.1, &mut low);
+        for _ in 0..3 {
+            apply_scalar(rule, whole.span(dtypes, 3));
+            let mut high = std::mem::take(&mut halved.copies.1);
+            let Span { states, gradient, .. } = halved.span(dtypes, 0);
+            let from = buffers.offset;
+            apply_halved(
+                rule,
+                HalvedSpan { high: &mut high[from..], low: &mut low[from..], states, gradient },
+            );
+            halved.copies.1 = high;
+        }
+        join_block(&halved.copies.1, &low, &mut halved.master);
+        let from = buffers.offset;
+        whole.copies.1[..from].copy_from_slice(&halved.copies.1[..from]);
+        assert_eq!(whole.bits(), halved.bits(), "states {dtypes:?}");
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
@@ -351,7 +478,7 @@ mod tests {
             offset in 0..9usize,
         ) {
             let buffers = Buffers::new(seed, len, offset);
-            for copy in 0..4 {
+            for copy in 0..5 {
                 for bf16 in [false, true] {
                     check(ADAMW, apply_two, &[bf16, bf16], copy, &buffers);
                     check(ADAMW, apply_two, &[bf16, !bf16], copy, &buffers);
@@ -360,6 +487,9 @@ mod tests {
                 }
                 check(SGD, apply_stateless, &[], copy, &buffers);
             }
+            check_halved(ADAMW, &[false, true], &buffers);
+            check_halved(LION, &[true], &buffers);
+            check_halved(SGD, &[], &buffers);
         }
     }
 
@@ -367,7 +497,7 @@ mod tests {
     fn a_copy_past_the_caches_is_the_same_copy() {
         for offset in [0, 1, 7] {
             let buffers = Buffers::new(3, STREAMED + 37, offset);
-            for copy in 0..4 {
+            for copy in 0..5 {
                 check(ADAMW, apply_two, &[false, true], copy, &buffers);
             }
         }

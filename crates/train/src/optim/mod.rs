@@ -12,7 +12,7 @@ mod sgd;
 pub use adafactor::Adafactor;
 pub use adamw::{AdamW, Moments, Update};
 pub use bandwidth::{AdamBandwidth, adam_bandwidth};
-pub use hearth_kernels::cpu::update::{CopyOut, Span, Values};
+pub use hearth_kernels::cpu::update::{CopyOut, HalvedSpan, Span, Values};
 pub use lion::Lion;
 pub use sgd::Sgd;
 
@@ -165,6 +165,19 @@ impl Step {
             Step::AdamW(rule) => cpu::adamw::adamw(*rule, span),
             Step::Sgd(rule) => cpu::sgd::sgd(*rule, span),
             Step::Lion(rule) => cpu::lion::lion(*rule, span),
+            Step::Adafactor(_) => panic!("adafactor updates whole parameters only"),
+        }
+    }
+
+    /// [`Step::apply`] to masters in two halves, with the same bits.
+    ///
+    /// # Panics
+    /// As [`Step::apply`].
+    pub fn apply_halved(&self, span: HalvedSpan) {
+        match self {
+            Step::AdamW(rule) => cpu::update::apply_halved(*rule, span),
+            Step::Sgd(rule) => cpu::update::apply_halved(*rule, span),
+            Step::Lion(rule) => cpu::update::apply_halved(*rule, span),
             Step::Adafactor(_) => panic!("adafactor updates whole parameters only"),
         }
     }

@@ -5,6 +5,7 @@ use super::gradients::Stored;
 use crate::Error;
 use crate::checkpoint::saver::CHUNK_BYTES;
 use crate::config::Place;
+use crate::sizes::Masters;
 use crate::update::{copy_buffers, gradient_ring_bytes};
 use hearth_collective::Operation;
 use hearth_memory::buffer::AlignedBuffer;
@@ -116,7 +117,8 @@ impl Run<'_> {
                 }
                 _ => {
                     let states = config.optim.states().len() * config.state_dtype.bytes();
-                    let copied = if sizes.master_is_copy() { 0 } else { copy };
+                    // Unless the copy is the master, or half of it.
+                    let copied = if sizes.masters() == Masters::Whole { copy } else { 0 };
                     self.traffic.update_memory += (len * (4 + 2 * (4 + states) + copied)) as u64;
                 }
             }
