@@ -59,21 +59,19 @@ def against_torch(asked: Asked, report: Report, work: str) -> None:
 
 
 def in_half(asked: Asked, report: Report) -> None:
-    """bf16 storage, against our own f32 and, for orientation, torch in bf16; and with bf16 moments, too."""
+    """bf16 storage with moments in three types, against our own f32 and, for orientation, torch in bf16."""
     asked.hearth.needs(["bench", "train"], "--compute", "--state-dtype")
     work, own = "full fine-tuning step, bf16 storage", "hearth f32"
     report.peers |= asked.installs.need("torch", "transformers")
-    half = ["--compute", "bf16"]
-    moments = hearth(asked, *half, "--state-dtype", "bf16")
-    sides = {own: hearth(asked), "hearth": hearth(asked, *half), "moments": moments}
-    samples = take_turns(sides, asked.rounds)
-    as_well = {own: samples[own], "hearth": samples.pop("moments")}
-    report.rows += rows_against(work, "tok/s", samples, 0.95)
-    report.rows.append(memory_row(work, samples, own, 0.6))
-    report.rows += rows_against(f"{work}, moments as well", "tok/s", as_well, 0.95)
-    report.rows.append(memory_row(f"{work}, moments as well", as_well, own, 0.6))
+    moments = {work: "f32", f"{work}, moments as well": "bf16", f"{work}, moments in 8 bits": "f8"}
+    sides = {name: hearth(asked, "--compute", "bf16", "--state-dtype", dtype) for name, dtype in moments.items()}
+    samples = take_turns({own: hearth(asked)} | sides, asked.rounds)
+    for name in moments:
+        pair = {own: samples[own], "hearth": samples[name]}
+        report.rows += rows_against(name, "tok/s", pair, 0.95)
+        report.rows.append(memory_row(name, pair, own, 0.6))
     theirs = take_turns({TORCH: torch(asked, "full", "bf16")}, asked.rounds)[TORCH]
-    values = [[s.value for s in taken] for taken in (samples["hearth"], theirs)]
+    values = [[s.value for s in taken] for taken in (samples[work], theirs)]
     report.rows.append(Row(work, "tok/s", f"{TORCH} bf16", *values))
 
 

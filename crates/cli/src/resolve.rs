@@ -3,7 +3,7 @@
 use crate::exit::usage;
 use crate::recipe::choices::{
     AdapterKind, DataFormat, Dtype, LossScale, MethodKind, Place, QuantKind, Recompute, SchedKind, Split,
-    TrainOn,
+    StateKind, TrainOn,
 };
 use crate::recipe::tables::{DataEntry, Recipe};
 use hearth_data::{DataFile, DatasetConfig};
@@ -95,8 +95,9 @@ pub fn training(
         seed: t.seed,
         optim: recipe.optim.settings(),
         state_dtype: match recipe.optim.state_dtype {
-            Dtype::Bf16 => StateDtype::Bf16,
-            Dtype::F32 | Dtype::F16 => StateDtype::F32,
+            StateKind::F32 => StateDtype::F32,
+            StateKind::Bf16 => StateDtype::Bf16,
+            StateKind::F8 => StateDtype::F8,
         },
         sched: schedule(recipe),
         compute: match recipe.precision.compute {

@@ -57,6 +57,7 @@ mod run_dir;
 mod saving;
 mod source;
 mod state;
+mod state_values;
 mod trainer;
 mod update;
 

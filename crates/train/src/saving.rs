@@ -1,5 +1,6 @@
 //! A trainer's side of its checkpoints: which bytes this rank writes, what it reads back, and that all ranks agree.
 
+use crate::Error;
 use crate::checkpoint::{
     self, ADAPTER_FILE, BackgroundSave, Checkpoint, Facts, MODEL_FILE, ModelIdentity, OPTIMIZER_FILE,
     Partial, Piece, StateDtype, StateFile, StateTensor,
@@ -9,7 +10,6 @@ use crate::lora::PEFT_PREFIX;
 use crate::sizes::Sizes;
 use crate::state::{StateReader, Which};
 use crate::trainer::Trainer;
-use crate::{Error, optim};
 use hearth_collective::Ordered;
 use hearth_memory::{Charge, Kind, Tier};
 use sha2::{Digest, Sha256};
@@ -66,10 +66,7 @@ impl StateMap {
         });
         let file = if adapter { ADAPTER_FILE } else { MODEL_FILE };
         let weights = StateFile { name: file.into(), tensors: masters.collect() };
-        let dtype = match config.state_dtype {
-            optim::StateDtype::F32 => StateDtype::F32,
-            optim::StateDtype::Bf16 => StateDtype::Bf16,
-        };
+        let dtype = config.state_dtype.saved();
         let mut units: Vec<UnitMap> = Vec::new();
         for unit in layout.units() {
             units.push(UnitMap { master: 4 * unit.start as u64, states: Vec::new() });
@@ -245,8 +242,8 @@ impl Trainer {
                 Which::State(_) => self.sizes().state_len(unit, &(0..layout.units()[unit].len)),
                 Which::Master => layout.units()[unit].len,
             };
-            let width = if file == 0 { 4 } else { self.config.state_dtype.bytes() };
-            let first = at / width as u64;
+            let width = if file == 0 { 4 } else { self.config.state_dtype.saved().bytes() };
+            let first = at / width;
             let bytes = 4 * (layout.padded_len(unit) + READ) as u64;
             let _reading = self.ledger.charge(Tier::Host, Kind::Staging, bytes)?;
             let mut whole = vec![0.0; if which == Which::Master { layout.padded_len(unit) } else { 0 }];

@@ -178,8 +178,8 @@ impl Sizes<'_> {
             Place::Nvme => tiles(range).map(|tile| self.tile_bytes(tile.len())).sum(),
             _ => {
                 let master = self.masters().bytes() * range.len();
-                let states = self.config.optim.states().len() * self.config.state_dtype.bytes();
-                (master + states * self.state_len(unit, range)) as u64
+                let state = self.config.state_dtype.bytes_of(self.state_len(unit, range));
+                (master + self.config.optim.states().len() * state) as u64
             }
         }
     }
@@ -195,9 +195,9 @@ impl Sizes<'_> {
 
     /// Bytes of a tile of `len` elements: master and states one after another, each aligned.
     pub fn tile_bytes(&self, len: usize) -> u64 {
-        let state = self.config.state_dtype.bytes();
+        let state = self.config.state_dtype.bytes_of(len) as u64;
         let states = self.config.optim.states().len() as u64;
-        ((4 * len) as u64).next_multiple_of(ALIGN) + states * ((state * len) as u64).next_multiple_of(ALIGN)
+        ((4 * len) as u64).next_multiple_of(ALIGN) + states * state.next_multiple_of(ALIGN)
     }
 
     /// The precision a unit's gradient is kept in: that of one micro-batch's, if it is the only one, else f32. The

@@ -5,8 +5,9 @@ use crate::config::Place;
 use crate::copies::Copies;
 use crate::flat::{Flat, part_of};
 use crate::layout::Layout;
-use crate::optim::{CopyOut, HalvedSpan, OptimConfig, Span, StateDtype, Step, Values};
+use crate::optim::{CopyOut, HalvedSpan, OptimConfig, Span, StateDtype, Step};
 use crate::sizes::{ALIGN, Masters, Sizes, tiles};
+use crate::state_values::{OnDisk, StateValues};
 use half::bf16;
 use hearth_kernels::cpu::halves;
 use hearth_memory::nvme::NvmeFile;
@@ -24,13 +25,6 @@ pub enum Which {
     Master,
     /// The optimizer's state of this place in [`crate::optim::OptimConfig::states`].
     State(usize),
-}
-
-/// Values of one optimizer state.
-#[derive(Clone, Debug)]
-pub(crate) enum StateValues {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
 }
 
 /// A part of a unit whose state lies in one place.
@@ -67,10 +61,10 @@ pub(crate) struct Tile {
     pub(crate) bytes: u64,
 }
 
-/// How a tile lies in its bytes: its master, then so many states.
+/// How a tile lies in its bytes: its master, then the optimizer's states.
 #[derive(Clone, Copy)]
 pub(crate) struct TileForm {
-    states: usize,
+    optim: OptimConfig,
     dtype: StateDtype,
 }
 
@@ -86,15 +80,12 @@ impl TileForm {
     ) {
         let len = tile.range.len();
         let (master, mut rest) = bytes.split_at_mut(aligned(4 * len));
-        let mut states = Vec::with_capacity(self.states);
-        for _ in 0..self.states {
-            let used = len * self.dtype.bytes();
-            let (state, after) = rest.split_at_mut(aligned(used));
+        let mut states = Vec::new();
+        for at in 0..self.optim.states().len() {
+            let (state, after) = rest.split_at_mut(aligned(self.dtype.bytes_of(len)));
             rest = after;
-            states.push(match self.dtype {
-                StateDtype::F32 => Values::F32(bytemuck::cast_slice_mut(&mut state[..used])),
-                StateDtype::Bf16 => Values::Bf16(bytemuck::cast_slice_mut(&mut state[..used])),
-            });
+            let form = OnDisk { dtype: self.dtype, signed: self.optim.signed(at), len };
+            states.push(form.values(state, step.draws(tile.unit, at, tile.range.start)));
         }
         let master = bytemuck::cast_slice_mut(&mut master[..4 * len]);
         step.apply(Span { master, states, gradient, copy: Some(copy) });
@@ -105,7 +96,6 @@ impl TileForm {
 pub(crate) struct OptimizerState {
     segments: Vec<Segment>,
     tiles: Vec<Tile>,
-    states: usize,
     dtype: StateDtype,
     optim: OptimConfig,
     /// The optimizer updates whole parameters only: a segment is a unit.
@@ -113,48 +103,11 @@ pub(crate) struct OptimizerState {
     file: Option<Arc<NvmeFile>>,
 }
 
-impl StateValues {
-    fn zeros(dtype: StateDtype, len: usize) -> Self {
-        match dtype {
-            StateDtype::F32 => StateValues::F32(vec![0.0; len]),
-            StateDtype::Bf16 => StateValues::Bf16(vec![bf16::ZERO; len]),
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            StateValues::F32(values) => values.len(),
-            StateValues::Bf16(values) => values.len(),
-        }
-    }
-
-    fn as_bytes(&self) -> &[u8] {
-        match self {
-            StateValues::F32(values) => bytemuck::cast_slice(values),
-            StateValues::Bf16(values) => bytemuck::cast_slice(values),
-        }
-    }
-
-    fn as_bytes_mut(&mut self) -> &mut [u8] {
-        match self {
-            StateValues::F32(values) => bytemuck::cast_slice_mut(values),
-            StateValues::Bf16(values) => bytemuck::cast_slice_mut(values),
-        }
-    }
-
-    fn part_mut(&mut self, range: Range<usize>) -> Values<'_> {
-        match self {
-            StateValues::F32(values) => Values::F32(&mut values[range]),
-            StateValues::Bf16(values) => Values::Bf16(&mut values[range]),
-        }
-    }
-}
-
 impl OptimizerState {
     /// Zeros, charged.
     pub(crate) fn new(sizes: &Sizes<'_>, ledger: &Ledger) -> Result<Self, Error> {
         let config = sizes.config;
-        let (states, dtype) = (config.optim.states().len(), config.state_dtype);
+        let (optim, dtype) = (config.optim, config.state_dtype);
         let (mut segments, mut all_tiles, mut offset) = (Vec::new(), Vec::new(), 0);
         for unit in 0..sizes.layout.units().len() {
             for (range, place) in sizes.segments(unit) {
@@ -175,8 +128,9 @@ impl OptimizerState {
                         Masters::Whole => Master::Whole(Arc::new(vec![0.0; range.len()])),
                     };
                     let len = sizes.state_len(unit, &range);
-                    let zeros = |_| Arc::new(StateValues::zeros(dtype, len));
-                    Held::Memory { master, states: (0..states).map(zeros).collect(), _charge }
+                    let zeros = |at| Arc::new(StateValues::zeros(dtype, len, optim.signed(at)));
+                    let states = (0..optim.states().len()).map(zeros).collect();
+                    Held::Memory { master, states, _charge }
                 };
                 segments.push(Segment { unit, range, held });
             }
@@ -185,8 +139,7 @@ impl OptimizerState {
             0 => None,
             bytes => Some(Arc::new(crate::disk::file(sizes, "optimizer", bytes, Kind::Optimizer, ledger)?)),
         };
-        let (optim, whole) = (config.optim, !config.optim.elementwise());
-        Ok(Self { segments, tiles: all_tiles, states, dtype, optim, whole, file })
+        Ok(Self { segments, tiles: all_tiles, dtype, optim, whole: !optim.elementwise(), file })
     }
 
     /// The file and its tiles in order, if any state is on a disk.
@@ -219,6 +172,7 @@ impl OptimizerState {
         let Held::Memory { master, states, .. } = &mut segment.held else { panic!("a piece in memory") };
         let exclusive = "nothing reads the state while it is updated";
         let at = range.start - segment.range.start..range.end - segment.range.start;
+        let draws = |state| step.draws(unit, state, range.start);
         let mut states: Vec<&mut StateValues> =
             states.iter_mut().map(|s| Arc::get_mut(s).expect(exclusive)).collect();
         let (master, mut copy) = match (master, copy) {
@@ -228,20 +182,23 @@ impl OptimizerState {
             (Master::Copy, CopyOut::F32(copy)) => (copy, None),
             (Master::Low(low), CopyOut::High(high)) => {
                 let low = &mut Arc::get_mut(low).expect(exclusive)[at.clone()];
-                let states = states.iter_mut().map(|s| s.part_mut(at.clone())).collect();
+                let parts = states.iter_mut().enumerate();
+                let states = parts.map(|(i, s)| s.part_mut(at.clone(), draws(i))).collect();
                 return step.apply_halved(HalvedSpan { high, low, states, gradient });
             }
             (Master::Copy | Master::Low(_), _) => panic!("the copy is not of the master's kind"),
         };
         if !self.whole {
-            let states = states.iter_mut().map(|s| s.part_mut(at.clone())).collect();
+            let parts = states.iter_mut().enumerate();
+            let states = parts.map(|(i, s)| s.part_mut(at.clone(), draws(i))).collect();
             return step.apply(Span { master, states, gradient, copy });
         }
         let mut state_at = 0;
         for param in &layout.params()[layout.units()[unit].params.clone()] {
             let state = state_at..state_at + self.optim.state_len(&param.shape);
             state_at = state.end;
-            let states = states.iter_mut().map(|s| s.part_mut(state.clone())).collect();
+            let parts = states.iter_mut().enumerate();
+            let states = parts.map(|(i, s)| s.part_mut(state.clone(), draws(i))).collect();
             let copy = copy.as_mut().map(|copy| part_of(copy, param.range.clone()));
             let (master, gradient) = (&mut master[param.range.clone()], &gradient[param.range.clone()]);
             step.apply_whole(&param.shape, Span { master, states, gradient, copy });
@@ -250,7 +207,7 @@ impl OptimizerState {
 
     /// How a tile lies in its bytes.
     pub(crate) fn tile_form(&self) -> TileForm {
-        TileForm { states: self.states, dtype: self.dtype }
+        TileForm { optim: self.optim, dtype: self.dtype }
     }
 
     /// What a background save reads: shares everything, copies nothing.
@@ -268,7 +225,8 @@ impl OptimizerState {
                 Held::Disk(tiles) => ReadHeld::Disk(self.tiles[tiles.clone()].to_vec()),
             },
         });
-        StateReader { segments: segments.collect(), masters, dtype: self.dtype, file: self.file.clone() }
+        let form = self.tile_form();
+        StateReader { segments: segments.collect(), masters, form, file: self.file.clone() }
     }
 
     /// Sets elements `start..` of a unit: where a run begins, or goes on. What this rank does not hold is passed over.
@@ -280,6 +238,7 @@ impl OptimizerState {
         values: &[f32],
     ) -> Result<(), Error> {
         let whole = self.whole && which != Which::Master;
+        let form = self.tile_form();
         for segment in self.segments.iter_mut().filter(|s| s.unit == unit) {
             let range = if whole { 0..segment.held.state_len() } else { segment.range.clone() };
             let common = range.start.max(start)..range.end.min(start + values.len());
@@ -294,9 +253,7 @@ impl OptimizerState {
                     match which {
                         Which::Master => master.set(at, values),
                         Which::State(i) => {
-                            let bytes = encode(self.dtype, values);
-                            let to = Arc::get_mut(&mut states[i]).expect(exclusive).as_bytes_mut();
-                            to[at * self.dtype.bytes()..][..bytes.len()].copy_from_slice(&bytes);
+                            Arc::get_mut(&mut states[i]).expect(exclusive).set(at, values);
                         }
                     }
                 }
@@ -308,11 +265,10 @@ impl OptimizerState {
                             continue;
                         }
                         let values = &values[part.start - common.start..part.end - common.start];
-                        let (offset, width) = tile.place(which, self.dtype);
-                        let at = offset + (width * (part.start - tile.range.start)) as u64;
-                        match which {
-                            Which::Master => file.write_at(at, bytemuck::cast_slice(values))?,
-                            Which::State(_) => file.write_at(at, &encode(self.dtype, values))?,
+                        let (offset, lies) = form.place(tile, which);
+                        let at = part.start - tile.range.start..part.end - tile.range.start;
+                        for (place, bytes) in lies.parts(&at).iter().zip(lies.encode(values)) {
+                            file.write_at(offset + place.start as u64, &bytes)?;
                         }
                     }
                 }
@@ -368,15 +324,16 @@ impl Held {
     }
 }
 
-impl Tile {
-    /// Where in the file a part of the tile begins, and the bytes of its elements.
-    fn place(&self, which: Which, dtype: StateDtype) -> (u64, usize) {
-        let len = self.range.len();
+impl TileForm {
+    /// Where in the file a part of the tile begins, and how it lies there.
+    fn place(&self, tile: &Tile, which: Which) -> (u64, OnDisk) {
+        let len = tile.range.len();
         match which {
-            Which::Master => (self.offset, 4),
+            Which::Master => (tile.offset, OnDisk { dtype: StateDtype::F32, signed: true, len }),
             Which::State(i) => {
-                let before = aligned(4 * len) + i * aligned(dtype.bytes() * len);
-                (self.offset + before as u64, dtype.bytes())
+                let before = aligned(4 * len) + i * aligned(self.dtype.bytes_of(len));
+                let lies = OnDisk { dtype: self.dtype, signed: self.optim.signed(i), len };
+                (tile.offset + before as u64, lies)
             }
         }
     }
@@ -387,7 +344,7 @@ pub(crate) struct StateReader {
     segments: Vec<ReadSegment>,
     /// Copies that may be masters or half of them, each with its first element.
     masters: Vec<(Option<Arc<Flat>>, usize)>,
-    dtype: StateDtype,
+    form: TileForm,
     file: Option<Arc<NvmeFile>>,
 }
 
@@ -405,15 +362,16 @@ enum ReadHeld {
 }
 
 impl StateReader {
-    /// Bytes of an element.
+    /// Bytes of an element in a checkpoint.
     pub(crate) fn width(&self, which: Which) -> usize {
         match which {
             Which::Master => 4,
-            Which::State(_) => self.dtype.bytes(),
+            Which::State(_) => self.form.dtype.saved().bytes() as usize,
         }
     }
 
-    /// Elements `start..` of a unit as they are held, as many as `out` takes. All must be this rank's.
+    /// Elements `start..` of a unit as a checkpoint has them, as many as `out` takes. All must be this rank's; in 8 bits
+    /// they begin with a block.
     pub(crate) fn read(
         &self,
         which: Which,
@@ -439,9 +397,7 @@ impl StateReader {
                         &copy.as_bytes()[(common.start - first) * copy.precision().bytes()..]
                     };
                     match which {
-                        Which::State(i) => {
-                            out.copy_from_slice(&states[i].as_bytes()[at * width..][..out.len()]);
-                        }
+                        Which::State(i) => states[i].read(at, out),
                         Which::Master => master.read(at, copy, out),
                     }
                 }
@@ -450,10 +406,16 @@ impl StateReader {
                     for tile in tiles {
                         let part = tile.range.start.max(common.start)..tile.range.end.min(common.end);
                         if !part.is_empty() {
-                            let (offset, _) = tile.place(which, self.dtype);
-                            let at = offset + (width * (part.start - tile.range.start)) as u64;
+                            let (offset, lies) = self.form.place(tile, which);
+                            let at = part.start - tile.range.start..part.end - tile.range.start;
                             let to = (part.start - common.start) * width..(part.end - common.start) * width;
-                            file.read_at(at, &mut out[to])?;
+                            let read = |place: Range<usize>| {
+                                let mut bytes = vec![0; place.len()];
+                                file.read_at(offset + place.start as u64, &mut bytes).map(|()| bytes)
+                            };
+                            let parts =
+                                lies.parts(&at).into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+                            lies.decode(&parts, &mut out[to]);
                         }
                     }
                 }
@@ -469,14 +431,4 @@ fn aligned(bytes: usize) -> usize {
 
 fn contains(whole: &Range<usize>, part: &Range<usize>) -> bool {
     whole.start <= part.start && part.end <= whole.end
-}
-
-fn encode(dtype: StateDtype, values: &[f32]) -> Vec<u8> {
-    match dtype {
-        StateDtype::F32 => bytemuck::cast_slice(values).to_vec(),
-        StateDtype::Bf16 => {
-            let rounded: Vec<bf16> = values.iter().map(|v| bf16::from_f32(*v)).collect();
-            bytemuck::cast_slice(&rounded).to_vec()
-        }
-    }
 }

@@ -7,6 +7,7 @@ pub mod attention_backward;
 pub mod attention_paged;
 pub mod block;
 mod decoded;
+pub mod eight_bits;
 mod few_rows;
 mod foresight;
 pub mod gemm;

@@ -63,7 +63,7 @@ pub struct TrainBench {
     /// Type of activations and the weights they meet: f32, bf16 or f16
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub compute: String,
-    /// Type of the optimizer's moments: f32 or bf16
+    /// Type of the optimizer's moments: f32, bf16 or f8
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub state_dtype: String,
     /// Recompute each transformer block in the backward pass instead of keeping its activations
@@ -214,7 +214,8 @@ fn state_dtype(text: &str) -> anyhow::Result<StateDtype> {
     match text {
         "f32" => Ok(StateDtype::F32),
         "bf16" => Ok(StateDtype::Bf16),
-        _ => Err(usage(format!("--state-dtype is {text:?}; it must be f32 or bf16"))),
+        "f8" => Ok(StateDtype::F8),
+        _ => Err(usage(format!("--state-dtype is {text:?}; it must be f32, bf16 or f8"))),
     }
 }
 

@@ -93,9 +93,6 @@ fn optimizer(r: &Recipe) -> Result<(), String> {
         return Err(format!("[optim] {key} is nothing that kind = {:?} has; remove it", o.kind.name()));
     }
     o.settings().validate().map_err(|e| e.to_string())?;
-    ensure(o.state_dtype != Dtype::F16, || {
-        "[optim] state_dtype is f16, whose range is too small for moments; use f32 or bf16".into()
-    })?;
     let lr = o.settings().lr();
     ensure(s.min_lr >= 0.0 && s.min_lr <= lr, || {
         format!("[sched] min_lr is {}, it must be from 0 to [optim] lr, which is {lr}", s.min_lr)

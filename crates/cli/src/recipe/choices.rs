@@ -73,6 +73,17 @@ choices! {
     }
 }
 choices! {
+    /// Number type of the optimizer's states.
+    StateKind {
+        /// Single precision.
+        F32 = "f32",
+        /// bfloat16.
+        Bf16 = "bf16",
+        /// 8 bits with a common exponent for every 64, rounded by chance.
+        F8 = "f8",
+    }
+}
+choices! {
     /// How the frozen linear layers of a QLoRA run are stored; blocks of 32 as in GGUF.
     QuantKind {
         /// 4 bits and a scale.

@@ -159,8 +159,8 @@ pub struct OptimTable {
     /// Largest root mean square of an update of `adafactor` in units of the learning rate, 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_threshold: Option<f64>,
-    /// Number type of the optimizer's states: `f32` or `bf16`.
-    pub state_dtype: Dtype,
+    /// Number type of the optimizer's states: `f32`, `bf16` or `f8`.
+    pub state_dtype: StateKind,
 }
 
 /// `[sched]`
@@ -338,7 +338,7 @@ impl Default for OptimTable {
             momentum: None,
             decay_rate: None,
             clip_threshold: None,
-            state_dtype: Dtype::F32,
+            state_dtype: StateKind::F32,
         }
     }
 }

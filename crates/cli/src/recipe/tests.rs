@@ -111,7 +111,7 @@ fn contradictions_and_wrong_values_get_one_sentence_that_says_what_to_change() {
         (&["optim.kind=lion", "optim.eps=1e-8"], "eps is nothing that kind = \"lion\" has"),
         (&["optim.kind=adafactor", "optim.decay_rate=0.8"], "optim.decay_rate = 0.8 must be below 0"),
         (&["optim.kind=adamm"], "did you mean \"adamw\"?"),
-        (&["optim.state_dtype=f16"], "state_dtype is f16"),
+        (&["optim.state_dtype=f16"], "\"f16\" is not one of f32, bf16, f8"),
         (&["optim.momentun=0.9"], "did you mean `momentum`?"),
         (&["adapter.quant=q4_0"], "quant is for kind = \"qlora\""),
         (&["adapter.kind=qlora", "adapter.quant=q5_0"], "\"q5_0\" is not one of q4_0, q4_1, q8_0"),

@@ -12,11 +12,13 @@ mod sgd;
 pub use adafactor::Adafactor;
 pub use adamw::{AdamW, Moments, Update};
 pub use bandwidth::{AdamBandwidth, adam_bandwidth};
+pub use hearth_kernels::cpu::eight_bits::{Draws, EightBits};
 pub use hearth_kernels::cpu::update::{CopyOut, HalvedSpan, Span, Values};
 pub use lion::Lion;
 pub use sgd::Sgd;
 
 use crate::Error;
+use crate::random::{key, word};
 use half::bf16;
 use hearth_kernels::cpu::{self, adafactor::AdafactorRule, adamw::AdamWRule, lion::LionRule, sgd::SgdRule};
 use serde::{Deserialize, Serialize};
@@ -50,14 +52,18 @@ pub enum StateDtype {
     F32,
     /// bfloat16, rounded to nearest even after every update.
     Bf16,
+    /// 8 bits and a common exponent for every 64, rounded by chance after every update so that means stay right:
+    /// [`hearth_kernels::cpu::eight_bits`]. The draws depend on seed, update and place alone.
+    F8,
 }
 
 impl StateDtype {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
+    /// Bytes of a state of `len` elements, or of a part that begins with a block.
+    pub fn bytes_of(self, len: usize) -> usize {
         match self {
-            StateDtype::F32 => size_of::<f32>(),
-            StateDtype::Bf16 => size_of::<bf16>(),
+            StateDtype::F32 => len * size_of::<f32>(),
+            StateDtype::Bf16 => len * size_of::<bf16>(),
+            StateDtype::F8 => cpu::eight_bits::bytes(len),
         }
     }
 }
@@ -102,6 +108,11 @@ impl OptimConfig {
         }
     }
 
+    /// Whether a state's elements may be below zero.
+    pub fn signed(&self, state: usize) -> bool {
+        !(matches!(self, OptimConfig::AdamW(_)) && state == 1)
+    }
+
     /// Elements of each state of a parameter of shape `shape`.
     pub fn state_len(&self, shape: &[usize]) -> usize {
         match self {
@@ -118,12 +129,13 @@ impl OptimConfig {
 
     /// Update number `t` (from 1) at learning rate `lr`; gradients are multiplied by `gradient_scale` first.
     pub fn step(&self, t: u64, lr: f64, gradient_scale: f32) -> Step {
-        match self {
-            OptimConfig::AdamW(o) => Step::AdamW(o.rule(t, lr, gradient_scale)),
-            OptimConfig::Sgd(o) => Step::Sgd(o.rule(lr, gradient_scale)),
-            OptimConfig::Lion(o) => Step::Lion(o.rule(lr, gradient_scale)),
-            OptimConfig::Adafactor(o) => Step::Adafactor(o.rule(t, lr, gradient_scale)),
-        }
+        let rule = match self {
+            OptimConfig::AdamW(o) => Rule::AdamW(o.rule(t, lr, gradient_scale)),
+            OptimConfig::Sgd(o) => Rule::Sgd(o.rule(lr, gradient_scale)),
+            OptimConfig::Lion(o) => Rule::Lion(o.rule(lr, gradient_scale)),
+            OptimConfig::Adafactor(o) => Rule::Adafactor(o.rule(t, lr, gradient_scale)),
+        };
+        Step { rule, draws: t }
     }
 
     /// Refuses settings out of range.
@@ -143,7 +155,14 @@ impl OptimConfig {
 
 /// One update, ready to be applied to any number of parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Step {
+pub struct Step {
+    rule: Rule,
+    /// Names what is drawn to round states.
+    draws: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Rule {
     /// AdamW.
     AdamW(AdamWRule),
     /// SGD.
@@ -155,17 +174,27 @@ pub enum Step {
 }
 
 impl Step {
+    /// With draws of a run's own: `seed` is the run's.
+    pub(crate) fn seeded(self, seed: u64) -> Self {
+        Self { draws: key(&[seed, word("optimizer states"), self.draws]), ..self }
+    }
+
+    /// What rounds elements `first..` of a unit's state, counted from the unit's first.
+    pub(crate) fn draws(&self, unit: usize, state: usize, first: usize) -> Draws {
+        Draws { key: key(&[self.draws, unit as u64, state as u64]), first: first as u64 }
+    }
+
     /// Updates any slice of a parameter with all cores. The bits do not depend on how a parameter is cut.
     ///
     /// # Panics
     /// If the span has not the optimizer's states, its slices differ in length, or the optimizer is not
     /// [elementwise](OptimConfig::elementwise).
     pub fn apply(&self, span: Span) {
-        match self {
-            Step::AdamW(rule) => cpu::adamw::adamw(*rule, span),
-            Step::Sgd(rule) => cpu::sgd::sgd(*rule, span),
-            Step::Lion(rule) => cpu::lion::lion(*rule, span),
-            Step::Adafactor(_) => panic!("adafactor updates whole parameters only"),
+        match &self.rule {
+            Rule::AdamW(rule) => cpu::adamw::adamw(*rule, span),
+            Rule::Sgd(rule) => cpu::sgd::sgd(*rule, span),
+            Rule::Lion(rule) => cpu::lion::lion(*rule, span),
+            Rule::Adafactor(_) => panic!("adafactor updates whole parameters only"),
         }
     }
 
@@ -174,11 +203,11 @@ impl Step {
     /// # Panics
     /// As [`Step::apply`].
     pub fn apply_halved(&self, span: HalvedSpan) {
-        match self {
-            Step::AdamW(rule) => cpu::update::apply_halved(*rule, span),
-            Step::Sgd(rule) => cpu::update::apply_halved(*rule, span),
-            Step::Lion(rule) => cpu::update::apply_halved(*rule, span),
-            Step::Adafactor(_) => panic!("adafactor updates whole parameters only"),
+        match &self.rule {
+            Rule::AdamW(rule) => cpu::update::apply_halved(*rule, span),
+            Rule::Sgd(rule) => cpu::update::apply_halved(*rule, span),
+            Rule::Lion(rule) => cpu::update::apply_halved(*rule, span),
+            Rule::Adafactor(_) => panic!("adafactor updates whole parameters only"),
         }
     }
 
@@ -188,7 +217,7 @@ impl Step {
     /// # Panics
     /// As [`Step::apply`]; Adafactor's state must be f32.
     pub fn apply_whole(&self, shape: &[usize], span: Span) {
-        let Step::Adafactor(rule) = self else { return self.apply(span) };
+        let Rule::Adafactor(rule) = &self.rule else { return self.apply(span) };
         let Span { master, mut states, gradient, copy } = span;
         let [Values::F32(state)] = states.as_mut_slice() else { panic!("adafactor has one state, in f32") };
         cpu::adafactor::adafactor(*rule, shape, master, gradient, state, copy);

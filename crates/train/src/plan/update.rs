@@ -116,10 +116,10 @@ impl Run<'_> {
                     self.traffic.update_written += sizes.tile_bytes(len);
                 }
                 _ => {
-                    let states = config.optim.states().len() * config.state_dtype.bytes();
+                    let states = config.optim.states().len() * config.state_dtype.bytes_of(len);
                     // Unless the copy is the master, or half of it.
                     let copied = if sizes.masters() == Masters::Whole { copy } else { 0 };
-                    self.traffic.update_memory += (len * (4 + 2 * (4 + states) + copied)) as u64;
+                    self.traffic.update_memory += (len * (4 + 2 * 4 + copied) + 2 * states) as u64;
                 }
             }
         }

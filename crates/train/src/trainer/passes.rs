@@ -33,7 +33,8 @@ impl Trainer {
         lr: f64,
         gradient_scale: f32,
     ) -> Result<Accumulated, Error> {
-        let rule = || self.config.optim.step(self.progress.updates + 1, lr, gradient_scale);
+        let rule =
+            || self.config.optim.step(self.progress.updates + 1, lr, gradient_scale).seeded(self.config.seed);
         let handover = self.beside.as_ref().map(|beside| beside.begin(rule()));
         self.passes(step, batches, stop, handover)
     }
@@ -94,7 +95,7 @@ impl Trainer {
         gradient_scale: f32,
         reduced: Reduced,
     ) -> Result<Throughput, Error> {
-        let step = self.config.optim.step(self.progress.updates, lr, gradient_scale);
+        let step = self.config.optim.step(self.progress.updates, lr, gradient_scale).seeded(self.config.seed);
         let layout = self.store.layout().clone();
         let updater = Updater {
             layout: &layout,

@@ -7,6 +7,7 @@ mod synthetic;
 
 use hearth_data::{Half, Loader, Sequence};
 use hearth_memory::{Ledger, Tier, heap};
+use hearth_train::optim::StateDtype;
 use hearth_train::plan::{Subject, plan};
 use hearth_train::{
     Activations, Compute, Dpo, LoraConfig, ObjectiveConfig, Offload, Place, Recompute, Setup, TrainConfig,
@@ -102,6 +103,10 @@ fn cases(dir: &Path) -> Vec<(&'static str, TrainConfig)> {
         ("optimizer on disk", TrainConfig { offload: offload(Device, Device, Nvme), ..full.clone() }),
         ("everything on disk", TrainConfig { offload: offload(Nvme, Nvme, Nvme), ..full.clone() }),
         ("one micro-batch, bf16", one.clone()),
+        (
+            "bf16, states in 8 bits",
+            TrainConfig { compute: Compute::Bf16, state_dtype: StateDtype::F8, ..plain },
+        ),
         (
             "one micro-batch, bf16, everything on disk",
             TrainConfig { offload: offload(Nvme, Nvme, Nvme), ..one.clone() },

@@ -8,6 +8,7 @@ mod layouts;
 mod mutants;
 mod plans;
 mod resume;
+mod states;
 mod support;
 mod synthetic;
 mod tiny;

@@ -4,6 +4,7 @@ use crate::layouts::{TIERS, offload, ranks};
 use crate::support::{config, lora};
 use crate::synthetic::synthetic;
 use hearth_memory::{Budget, Kind, Ledger, Tier};
+use hearth_train::optim::StateDtype;
 use hearth_train::plan::{Subject, plan};
 use hearth_train::{Activations, Compute, Dpo, ObjectiveConfig, Offload, Recompute, TrainConfig};
 use hearth_weights::ModelFiles;
@@ -139,6 +140,26 @@ fn the_plan_of_one_micro_batch_without_clipping_is_its_ledger_too() {
                         config.adapter
                     );
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_plan_of_states_in_fewer_bits_is_its_ledger_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = small(dir.path());
+    for compute in [Compute::F32, Compute::Bf16] {
+        for state_dtype in [StateDtype::Bf16, StateDtype::F8] {
+            for (world, zero, tier) in
+                [(1, 0, "device"), (2, 1, "device"), (2, 2, "cpu"), (1, 0, "split"), (3, 3, "all-nvme")]
+            {
+                let offload = offload(tier, dir.path());
+                let global_batch = 2 * world;
+                let config = TrainConfig { compute, state_dtype, zero, offload, global_batch, ..config(2) };
+                let plan = planned(&files, &config, world, Budget::UNLIMITED).expect("no limit");
+                let what = format!("{compute:?} {state_dtype:?} {world} ranks stage {zero} {tier}");
+                assert_eq!(ran(&files, &config, world), plan, "{what}");
             }
         }
     }
