@@ -12,7 +12,7 @@ use crate::cpu::loss::{HeadWeights, Problem, cross_entropy};
 use crate::cpu::packed::PackedMatrix;
 use crate::cpu::pointwise;
 use crate::cpu::rope::{RotaryTable, rope};
-use crate::cpu::stored::{self, Stored};
+use crate::cpu::stored::{Stored, narrowed, widened};
 use crate::ops::FusedOps;
 use burn::backend::Flex;
 use burn::tensor::{Bytes, DType};
@@ -40,12 +40,6 @@ fn floats(x: &FlexTensor) -> Cow<'_, [f32]> {
     }
 }
 
-fn widened<T: Stored>(x: &[T]) -> Vec<f32> {
-    let mut wide = vec![0.0; x.len()];
-    stored::widen(x, &mut wide);
-    wide
-}
-
 /// A tensor of `dtype` from f32 results, rounded to nearest even.
 fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D], dtype: DType) -> FlexTensor {
     let bytes = match dtype {
@@ -54,12 +48,6 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D], dtype: DType) -> 
         _ => Bytes::from_elems(values),
     };
     FlexTensor::new(bytes, Layout::contiguous(shape.into()), dtype)
-}
-
-fn narrowed<T: Stored>(x: &[f32]) -> Vec<T> {
-    let mut narrow = vec![T::narrow(0.0); x.len()];
-    stored::narrow(x, &mut narrow);
-    narrow
 }
 
 /// Precision of the loss's gradients before they meet the upstream gradient: in f16 that is the loss scale, which must

@@ -5,7 +5,7 @@ use crate::optim::CopyOut;
 use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
 use hearth_kernels::cpu::halves::High;
-use hearth_kernels::cpu::stored::{Stored, narrow, widen};
+use hearth_kernels::cpu::stored::{Stored, narrow, widen, widened};
 use std::ops::Range;
 
 impl Compute {
@@ -83,13 +83,11 @@ impl Flat {
 
     /// In f32, exactly; moved if they are.
     pub(crate) fn into_f32(self) -> Vec<f32> {
-        let mut wide = vec![0.0; if let Flat::F32(_) = self { 0 } else { self.len() }];
         match self {
-            Flat::F32(values) => return values,
-            Flat::Bf16(values) => widen(&values, &mut wide),
-            Flat::F16(values) => widen(&values, &mut wide),
+            Flat::F32(values) => values,
+            Flat::Bf16(values) => widened(&values),
+            Flat::F16(values) => widened(&values),
         }
-        wide
     }
 
     /// Values `range` in f32, by way of `scratch` unless they are in it.
@@ -109,11 +107,11 @@ impl Flat {
     /// Puts values of the same or a lower precision at `start`. What comes in order is appended to what is there.
     pub(crate) fn put(&mut self, start: usize, values: &Flat) {
         match (self, values) {
-            (Flat::F32(to), Flat::F32(from)) => put(to, start, from, &|from, to| to.copy_from_slice(from)),
+            (Flat::F32(to), Flat::F32(from)) => put_same(to, start, from),
             (Flat::F32(to), Flat::Bf16(from)) => put(to, start, from, &Stored::widen_block),
             (Flat::F32(to), Flat::F16(from)) => put(to, start, from, &Stored::widen_block),
-            (Flat::Bf16(to), Flat::Bf16(from)) => put(to, start, from, &|from, to| to.copy_from_slice(from)),
-            (Flat::F16(to), Flat::F16(from)) => put(to, start, from, &|from, to| to.copy_from_slice(from)),
+            (Flat::Bf16(to), Flat::Bf16(from)) => put_same(to, start, from),
+            (Flat::F16(to), Flat::F16(from)) => put_same(to, start, from),
             (to, from) => panic!("{:?} do not become {:?} without loss", from.precision(), to.precision()),
         }
     }
@@ -174,6 +172,18 @@ impl Flat {
 
 /// Elements that are converted at a time while they are appended: they stay in the first-level cache.
 const APPENDED: usize = 2048;
+
+/// [`put`] without a conversion.
+fn put_same<T: Copy + Default>(to: &mut Vec<T>, start: usize, from: &[T]) {
+    if to.len() < start {
+        to.resize(start, T::default());
+    }
+    if to.len() == start {
+        return to.extend_from_slice(from);
+    }
+    to.resize(to.len().max(start + from.len()), T::default());
+    to[start..start + from.len()].copy_from_slice(from);
+}
 
 fn put<F, T: Copy + Default>(to: &mut Vec<T>, start: usize, from: &[F], convert: &dyn Fn(&[F], &mut [T])) {
     if to.len() < start {

@@ -286,6 +286,39 @@ multiversion! {
     }
 }
 
+/// Elements converted at a time on their way to new memory: they stay in the first-level cache.
+const CONVERTED: usize = 1024;
+
+/// A new vector of values in f32, exactly, with all cores.
+pub fn widened<T: Stored>(from: &[T]) -> Vec<f32> {
+    converted(from, T::widen_block)
+}
+
+/// A new vector of values, rounded, with all cores.
+pub fn narrowed<T: Stored>(from: &[f32]) -> Vec<T> {
+    converted(from, T::narrow_block)
+}
+
+/// Without writing zeros first, which would take as long as converting.
+fn converted<F: Sync, T: Pod + Send>(from: &[F], convert: fn(&[F], &mut [T])) -> Vec<T> {
+    let len = from.len();
+    let mut to: Vec<T> = Vec::with_capacity(len);
+    let task = rows_per_task(len, 1);
+    let room = to.spare_capacity_mut()[..len].par_chunks_mut(task);
+    room.zip(from.par_chunks(task)).for_each(|(to, from)| {
+        let mut block = [T::zeroed(); CONVERTED];
+        for (to, from) in to.chunks_mut(CONVERTED).zip(from.chunks(CONVERTED)) {
+            convert(from, &mut block[..from.len()]);
+            for (to, value) in to.iter_mut().zip(&block) {
+                to.write(*value);
+            }
+        }
+    });
+    // SAFETY: the chunks are the vector, and each was written to its end.
+    unsafe { to.set_len(len) };
+    to
+}
+
 #[cfg(target_arch = "x86_64")]
 mod f16c {
     use super::Stored;
@@ -413,6 +446,19 @@ mod tests {
             assert_eq!(h.to_bits(), f16::from_f32_const(*x).to_bits(), "f16 of {:#x}", x.to_bits());
             assert_eq!(f16::narrow(*x).to_bits(), h.to_bits(), "f16 of {:#x}", x.to_bits());
             assert_eq!(b.to_bits(), bf16::from_f32(*x).to_bits(), "bf16 of {:#x}", x.to_bits());
+        }
+    }
+
+    #[test]
+    fn new_vectors_are_converted_to_their_last_element() {
+        for len in [0, 1, CONVERTED - 1, CONVERTED + 1, (1 << 14) + 77] {
+            let wide: Vec<f32> = (0..len).map(|i| i as f32 * 0.37 - 100.0).collect();
+            let mut narrow = vec![bf16::ZERO; len];
+            narrow_each(&wide, &mut narrow);
+            assert_eq!(narrowed::<bf16>(&wide), narrow);
+            let mut again = vec![0.0; len];
+            widen_each(&narrow, &mut again);
+            assert_eq!(widened(&narrow), again);
         }
     }
 

@@ -165,8 +165,16 @@ unsafe fn write_rounded<T: Stored>(from: &[f32], to: *mut u8, first: usize) {
     let mut row = [T::zeroed(); MAX_COLUMNS];
     let row = &mut row[..from.len()];
     T::narrow_block(from, row);
+    // Copied in groups of a known length: a call of `memmove` for each row took two percent of a training step.
+    let (groups, rest) = row.as_chunks::<LANES>();
     // SAFETY: the caller's promise.
-    unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), to.cast::<T>().add(first), row.len()) };
+    unsafe {
+        let to = to.cast::<T>().add(first);
+        for (at, group) in groups.iter().enumerate() {
+            to.add(at * LANES).cast::<[T; LANES]>().write(*group);
+        }
+        std::ptr::copy_nonoverlapping(rest.as_ptr(), to.add(groups.len() * LANES), rest.len());
+    }
 }
 
 /// A row-major result, written by several threads at disjoint places.
