@@ -174,6 +174,14 @@ enum Rule {
 }
 
 impl Step {
+    /// The rule, if it is AdamW's.
+    pub fn adamw(&self) -> Option<AdamWRule> {
+        match self.rule {
+            Rule::AdamW(rule) => Some(rule),
+            _ => None,
+        }
+    }
+
     /// With draws of a run's own: `seed` is the run's.
     pub(crate) fn seeded(self, seed: u64) -> Self {
         Self { draws: key(&[seed, word("optimizer states"), self.draws]), ..self }
