@@ -1,10 +1,12 @@
 //! Attention over packed documents and through the paged cache.
 
-use super::values::{Number, close, near, numbers, wide};
+use super::values::{Number, close, near, numbers, same, wide};
 use super::{Failure, On};
 use half::{bf16, f16};
 use hearth_cuda::ops::attention::{self as ops, Inputs, Shape, Upstream, tiles_of};
-use hearth_cuda::ops::paged::{self, Cache, CacheElement, Query, attention_paged, write_kv};
+use hearth_cuda::ops::paged::{
+    self, Cache, CacheElement, Query, Stretch, attention_paged, attention_prompt, write_kv,
+};
 use hearth_kernels::cpu::attention::{AttentionSpec, SequenceRows, attend};
 use hearth_kernels::cpu::attention_backward::{self as backward, attend_backward};
 use hearth_kernels::cpu::kv::{KV_BLOCK, KvLayout};
@@ -87,6 +89,11 @@ impl Stored for f16 {
         vector.iter().map(|&x| f16::from_f32(x).to_f32()).collect()
     }
 }
+impl Stored for bf16 {
+    fn rounded(vector: &[f32]) -> Vec<f32> {
+        vector.iter().map(|&x| bf16::from_f32(x).to_f32()).collect()
+    }
+}
 impl Stored for i8 {
     fn rounded(vector: &[f32]) -> Vec<f32> {
         let most = vector.iter().fold(0f32, |most, x| most.max(x.abs()));
@@ -98,14 +105,16 @@ pub fn paged(on: &On) -> Result<(), Failure> {
     for (group, d) in [(2, 48), (3, 80), (2, 136), (6, 48), (6, 80)] {
         decoded::<f32>(on, group, d)?;
         decoded::<f16>(on, group, d)?;
+        decoded::<bf16>(on, group, d)?;
         decoded::<i8>(on, group, d)?;
     }
     Ok(())
 }
 
-/// A sequence written to the cache at once, and its last rows attended: one of them beyond the first split.
+/// A sequence written to the cache at once and its last rows attended, on both sides of the first split: one by one and as a
+/// piece of a prompt.
 fn decoded<T: Stored>(on: &On, group: usize, d: usize) -> Result<(), Failure> {
-    let (kv_heads, length, context) = (1, 259, 512);
+    let (kv_heads, length, context, first) = (1, 259, 512, 254);
     let heads = kv_heads * group;
     let shape = paged::Shape { heads, kv_heads, d, scale: (d as f32).powf(-0.5), window: 0 };
     let (k, v) = (numbers::<f32>(1, length * kv_heads * d), numbers::<f32>(2, length * kv_heads * d));
@@ -120,20 +129,30 @@ fn decoded<T: Stored>(on: &On, group: usize, d: usize) -> Result<(), Failure> {
     let (on_queries, on_tables) = (on.up(&queries)?, on.up(&tables)?);
     let all = paged::Rows { queries: on_queries.all(), tables: on_tables.all() };
     write_kv(&on.stream, on_k.all(), on_v.all(), all, shape, &mut cache)?;
-    let wanted = [16, 254, 258];
-    let picked: Vec<Query> = wanted.iter().map(|&i| queries[i]).collect();
-    let rows: Vec<f32> = wanted.iter().flat_map(|&i| q[i * heads * d..][..heads * d].to_vec()).collect();
-    let (on_rows, on_picked) = (on.up(&rows)?, on.up(&picked)?);
+    let rows = length - first;
+    let (on_q, on_picked) = (on.up(&q[first * heads * d..])?, on.up(&queries[first..])?);
     let (mut y, mut parts) =
-        (on.room::<f32>(rows.len())?, on.room::<f32>(shape.parts_len(wanted.len(), context))?);
+        (on.room::<f32>(rows * heads * d)?, on.room::<f32>(shape.parts_len(rows, context))?);
     let picked = paged::Rows { queries: on_picked.all(), tables: on_tables.all() };
     let into = (parts.all_mut(), y.all_mut());
-    attention_paged(&on.stream, on_rows.all(), picked, shape, &mut cache, context, into)?;
+    attention_paged(&on.stream, on_q.all(), picked, shape, &mut cache, context, into)?;
     let round = |x: &[f32]| -> Vec<f32> { x.chunks(d).flat_map(T::rounded).collect() };
     let layout = KvLayout { kv_heads, head_dim: d };
     let spec = AttentionSpec { scale: shape.scale, window: None };
     let want = on_cpu(&[length], layout, heads, spec, [&q, &round(&k), &round(&v)]);
-    let want: Vec<f32> = wanted.iter().flat_map(|&i| want[i * heads * d..][..heads * d].to_vec()).collect();
     let what = format!("{group} heads of {d} over a cache of {}", T::NAME);
-    near(&what, &on.down(&y)?, &want, 2e-5)
+    let alone = on.down(&y)?;
+    near(&what, &alone, &want[first * heads * d..], 2e-5)?;
+    let stretch = |number: usize| Stretch {
+        row: 0,
+        rows: rows as u32,
+        position: first as u32,
+        table: 0,
+        first: (number * shape.queries_at_once()) as u32,
+    };
+    let stretches: Vec<Stretch> = (0..shape.stretches(rows)).map(stretch).collect();
+    let (on_stretches, mut y) = (on.up(&stretches)?, on.room::<f32>(rows * heads * d)?);
+    let stretches = (on_stretches.all(), on_tables.all());
+    attention_prompt(&on.stream, on_q.all(), stretches, shape, &mut cache, y.all_mut())?;
+    same(&format!("{what}, as a prompt"), &on.down(&y)?, &alone)
 }

@@ -4,7 +4,7 @@ use super::Failure;
 use half::{bf16, f16};
 use hearth_cuda::ops::Float;
 use hearth_cuda::ops::attention::Tile;
-use hearth_cuda::ops::paged::Query;
+use hearth_cuda::ops::paged::{Query, Stretch};
 use hearth_cuda::ops::sampling::Sampling;
 
 /// What lies on a card.
@@ -31,6 +31,7 @@ plain!(
     i32 = i32::MIN,
     Tile = Tile::EMPTY,
     Query = Query { position: 0, table: 0 },
+    Stretch = Stretch { row: 0, rows: 0, position: 0, table: 0, first: 0 },
     Sampling = Sampling::GREEDY
 );
 

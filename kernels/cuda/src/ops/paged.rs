@@ -1,9 +1,9 @@
-//! Decoding through a paged KV cache.
+//! Attention through a paged KV cache: single rows of many sequences, and many rows of one.
 
 use super::{Op, arguments};
 use crate::runtime::{Error, Stream, View, ViewMut};
 use bytemuck::{Pod, Zeroable};
-use half::f16;
+use half::{bf16, f16};
 
 const FILE: &str = "attention_paged.cu";
 const THREADS: u32 = 128;
@@ -22,6 +22,22 @@ pub struct Query {
     pub table: u32,
 }
 
+/// Consecutive rows of one sequence, and which of their queries a block takes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Stretch {
+    /// Number of the first row in the step.
+    pub row: u32,
+    /// How many there are.
+    pub rows: u32,
+    /// Tokens before the first.
+    pub position: u32,
+    /// Index of the sequence's first block in the tables.
+    pub table: u32,
+    /// The block's first query, counted over rows and the query heads of a KV head: a multiple of [`Shape::queries_at_once`].
+    pub first: u32,
+}
+
 /// A type that the cache may hold.
 pub trait CacheElement: Pod {
     /// As kernels are named.
@@ -37,6 +53,9 @@ impl CacheElement for f32 {
 }
 impl CacheElement for f16 {
     const NAME: &'static str = "f16";
+}
+impl CacheElement for bf16 {
+    const NAME: &'static str = "bf16";
 }
 impl CacheElement for i8 {
     const NAME: &'static str = "i8";
@@ -72,6 +91,29 @@ impl Shape {
     /// Elements of scratch for `rows` queries of sequences of up to `context` tokens.
     pub fn parts_len(&self, rows: usize, context: usize) -> usize {
         rows * self.heads * splits_of(context) * (self.d + 2)
+    }
+
+    /// Queries of one KV head that a block of [`attention_prompt`] takes.
+    pub fn queries_at_once(&self) -> usize {
+        if self.padded() == 256 { 8 } else { 32 }
+    }
+
+    /// Blocks of [`attention_prompt`] for so many rows of one sequence.
+    pub fn stretches(&self, rows: usize) -> usize {
+        (rows * self.heads / self.kv_heads.max(1)).div_ceil(self.queries_at_once())
+    }
+
+    /// The dimension that kernels are made for.
+    fn padded(&self) -> usize {
+        [64, 128, 256].into_iter().find(|&most| self.d <= most).unwrap_or(256)
+    }
+
+    /// Whether there are kernels for it; `op` is who asks.
+    ///
+    /// # Errors
+    /// [`Error::Value`].
+    pub fn check_for(&self, op: &'static str) -> Result<(), Error> {
+        self.check(Op(op))
     }
 
     fn check(&self, op: Op) -> Result<(), Error> {
@@ -180,7 +222,7 @@ pub fn attention_paged<T: CacheElement>(
         return Ok(());
     }
     let share = shape.heads / shape.kv_heads;
-    let padded = [64, 128, 256].into_iter().find(|&most| shape.d <= most).unwrap_or(256);
+    let padded = shape.padded();
     let group = if share > 4 && T::WIDE && padded < 256 { 8 } else { 4 };
     let (heads, d) = (op.int("heads", shape.heads)?, op.int("d", shape.d)?);
     let (kv_heads, used) = (op.int("kv_heads", shape.kv_heads)?, op.int("context", splits)?);
@@ -205,4 +247,37 @@ pub fn attention_paged<T: CacheElement>(
     stream.launch(FILE, &format!("attention_paged_{}_{group}_{padded}", T::NAME), grid, arguments)?;
     let grid = op.grid([shape.heads, count, 1], THREADS, 0)?;
     stream.launch(FILE, "attention_paged_join", grid, arguments![parts, queries, heads, d, used, y])
+}
+
+/// `y = softmax(scale·q·kᵀ)·v` for whole stretches of rows, with the bits of [`attention_paged`]. `q`, `y`: `[rows, heads, d]`
+/// of the whole step, of which rows in no stretch are left alone. A step's stretches name rows within it.
+///
+/// # Errors
+/// As [`write_kv`].
+pub fn attention_prompt<T: CacheElement>(
+    stream: &Stream,
+    q: View<'_, f32>,
+    (stretches, tables): (View<'_, Stretch>, View<'_, u32>),
+    shape: Shape,
+    cache: &mut Cache<'_, T>,
+    y: ViewMut<'_, f32>,
+) -> Result<(), Error> {
+    let op = Op("attention_prompt");
+    shape.check(op)?;
+    let rows = op.rows("q", q.len(), shape.heads * shape.d)?;
+    op.takes("q", &q, rows * shape.heads * shape.d)?;
+    op.gives("y", &y, q.len())?;
+    cache.check(op, &shape)?;
+    if stretches.is_empty() {
+        return Ok(());
+    }
+    let padded = shape.padded();
+    let threads = if padded == 256 { 128 } else { 256 };
+    let (heads, d) = (op.int("heads", shape.heads)?, op.int("d", shape.d)?);
+    let (kv_heads, window) = (op.int("kv_heads", shape.kv_heads)?, op.int("window", shape.window)?);
+    let grid = op.grid([stretches.len(), shape.kv_heads, 1], threads, 0)?;
+    let (data, scales) = (cache.data.view(), cache.scales());
+    let arguments =
+        arguments![q, stretches, tables, data, scales, heads, kv_heads, d, shape.scale, window, y];
+    stream.launch(FILE, &format!("attention_prompt_{}_{padded}", T::NAME), grid, arguments)
 }

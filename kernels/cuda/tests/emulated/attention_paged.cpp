@@ -8,6 +8,7 @@ template <typename T>
 struct Kernels {
     void (*write)(const float*, const float*, const Query*, const u32*, int, int, int, T*, float*);
     void (*attend)(const float*, const Query*, const u32*, T*, float*, int, int, int, float, int, int, float*);
+    void (*prompt)(const float*, const Stretch*, const u32*, T*, float*, int, int, int, float, int, float*);
     int group;
 };
 
@@ -45,6 +46,42 @@ Buffer<float> attend(const Kernels<T>& kernels, const Shape& s, const Pages& p, 
     }, parts);
     run("join", dim3(s.heads, rows), THREADS, 0, [&] { attention_paged_join(parts.data(), queries.data(), s.heads, s.d, splits, y.data()); }, y);
     return y;
+}
+
+// All rows of all sequences in pieces, as prompts are read: the bits of a row alone.
+const int PIECE = 90;
+
+template <typename T>
+void reads_alike(const Kernels<T>& kernels, const Shape& s, const Pages& p, const Buffer<Query>& tokens, Buffer<T>& data, Buffer<float>& scales) {
+    Random r(s.d + 1);
+    size_t width = s.heads * s.d;
+    auto q = random<float>(r, tokens.size() * width, 2);
+    // Some rows of each sequence, its last among them.
+    Buffer<size_t> some;
+    for (size_t i = 0; i < tokens.size(); i++)
+        if (tokens[i].position % 61 == 17 || i + 1 == tokens.size() || tokens[i + 1].position == 0) some.push_back(i);
+    auto of = [&](const Buffer<float>& x) {
+        Buffer<float> rows;
+        for (size_t i : some) rows.insert(rows.end(), x.begin() + i * width, x.begin() + (i + 1) * width);
+        return rows;
+    };
+    Buffer<Query> queries;
+    for (size_t i : some) queries.push_back(tokens[i]);
+    auto want = attend(kernels, s, p, of(q), queries, data, scales);
+    int at_once = s.d > 128 ? 8 : 32, threads = s.d > 128 ? 128 : 256, group = s.heads / s.kv_heads;
+    Buffer<Stretch> stretches;
+    u32 row = 0;
+    for (size_t i = 0; i < s.lengths.size(); i++)
+        for (int at = 0; at < s.lengths[i]; at += PIECE) {
+            u32 rows = std::min(PIECE, s.lengths[i] - at);
+            for (u32 first = 0; first < rows * group; first += at_once) stretches.push_back({row, rows, u32(at), p.starts[i], first});
+            row += rows;
+        }
+    Buffer<float> y(q.size(), NAN);
+    run("prompt", dim3(stretches.size(), s.kv_heads), threads, 0, [&] {
+        kernels.prompt(q.data(), stretches.data(), p.tables.data(), data.data(), scales.data(), s.heads, s.kv_heads, s.d,
+                       1 / std::sqrt(float(s.d)), s.window, y.data()); }, y);
+    same("rows of a prompt", of(y), want);
 }
 
 template <typename T>
@@ -103,6 +140,7 @@ void agrees(const Kernels<T>& kernels, const Shape& s) {
         auto alone = attend(kernels, s, p, own, {queries[row]}, data, scales);
         same("a row alone", alone, Buffer<float>(y.begin() + row * width, y.begin() + (row + 1) * width));
     }
+    reads_alike(kernels, s, p, tokens, data, scales);
 }
 
 namespace check {
@@ -111,12 +149,13 @@ template <> double epsilon<i8>() { return 0; }
 
 int main(int argc, char** argv) {
     return check::main(argc, argv, {
-        {"f32, three heads per KV head", [] { agrees<float>({write_kv_f32, attention_paged_f32_4_64, 4}, {{1, 17, 300}, 3, 1, 64, 0}); }},
-        {"f32, heads of 256", [] { agrees<float>({write_kv_f32, attention_paged_f32_4_256, 4}, {{33}, 2, 1, 256, 0}); }},
-        {"f16, two KV heads, a window", [] { agrees<f16>({write_kv_f16, attention_paged_f16_4_64, 4}, {{5, 530, 31}, 4, 2, 40, 100}); }},
-        {"f16, eight heads per KV head of 128", [] { agrees<f16>({write_kv_f16, attention_paged_f16_8_128, 8}, {{70, 3}, 8, 1, 128, 0}); }},
-        {"f16, ten heads per KV head in two parts", [] { agrees<f16>({write_kv_f16, attention_paged_f16_8_64, 8}, {{270}, 10, 1, 64, 0}); }},
-        {"int8, heads of 96", [] { agrees<i8>({write_kv_i8, attention_paged_i8_4_128, 4}, {{1, 45}, 4, 2, 96, 0}); }},
-        {"int8, eight heads per KV head, a window across splits", [] { agrees<i8>({write_kv_i8, attention_paged_i8_8_64, 8}, {{300}, 8, 1, 64, 60}); }},
+        {"f32, three heads per KV head", [] { agrees<float>({write_kv_f32, attention_paged_f32_4_64, attention_prompt_f32_64, 4}, {{1, 17, 300}, 3, 1, 64, 0}); }},
+        {"f32, heads of 256", [] { agrees<float>({write_kv_f32, attention_paged_f32_4_256, attention_prompt_f32_256, 4}, {{33}, 2, 1, 256, 0}); }},
+        {"f16, two KV heads, a window", [] { agrees<f16>({write_kv_f16, attention_paged_f16_4_64, attention_prompt_f16_64, 4}, {{5, 530, 31}, 4, 2, 40, 100}); }},
+        {"f16, eight heads per KV head of 128", [] { agrees<f16>({write_kv_f16, attention_paged_f16_8_128, attention_prompt_f16_128, 8}, {{70, 3}, 8, 1, 128, 0}); }},
+        {"f16, ten heads per KV head in two parts", [] { agrees<f16>({write_kv_f16, attention_paged_f16_8_64, attention_prompt_f16_64, 8}, {{270}, 10, 1, 64, 0}); }},
+        {"bf16, three heads per KV head of 80", [] { agrees<bf16>({write_kv_bf16, attention_paged_bf16_4_128, attention_prompt_bf16_128, 4}, {{40, 290}, 6, 2, 80, 0}); }},
+        {"int8, heads of 96", [] { agrees<i8>({write_kv_i8, attention_paged_i8_4_128, attention_prompt_i8_128, 4}, {{1, 45}, 4, 2, 96, 0}); }},
+        {"int8, eight heads per KV head, a window across splits", [] { agrees<i8>({write_kv_i8, attention_paged_i8_8_64, attention_prompt_i8_64, 8}, {{300}, 8, 1, 64, 60}); }},
     });
 }
