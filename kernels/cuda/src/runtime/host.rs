@@ -4,6 +4,7 @@ use super::ffi::HostMemory;
 use super::{Device, DeviceBuffer, Error, Stream};
 use bytemuck::Pod;
 use hearth_memory::{Charge, Kind, Tier};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Host memory that the system keeps in place, so that the card copies by itself while everybody goes on.
@@ -71,7 +72,22 @@ impl PinnedBuffer {
         to: &mut DeviceBuffer<T>,
         at: usize,
     ) -> Result<(), Error> {
-        let (bytes, offset) = self.stretch::<T>(len, to, at)?;
+        self.send_from(stream, 0, len, to, at)
+    }
+
+    /// The same, beginning with the byte `first` of this buffer.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn send_from<T: Pod>(
+        &mut self,
+        stream: &Stream,
+        first: usize,
+        len: usize,
+        to: &mut DeviceBuffer<T>,
+        at: usize,
+    ) -> Result<(), Error> {
+        let (bytes, offset) = self.stretch::<T>(first, len, to, at)?;
         self.memory.send(bytes, to.memory(), offset, stream.raw())
     }
 
@@ -86,7 +102,22 @@ impl PinnedBuffer {
         from: &DeviceBuffer<T>,
         at: usize,
     ) -> Result<(), Error> {
-        let (bytes, offset) = self.stretch::<T>(len, from, at)?;
+        self.fetch_to(stream, 0, len, from, at)
+    }
+
+    /// The same, to where the byte `first` of this buffer is.
+    ///
+    /// # Errors
+    /// As [`Self::fetch`].
+    pub fn fetch_to<T: Pod>(
+        &mut self,
+        stream: &Stream,
+        first: usize,
+        len: usize,
+        from: &DeviceBuffer<T>,
+        at: usize,
+    ) -> Result<(), Error> {
+        let (bytes, offset) = self.stretch::<T>(first, len, from, at)?;
         self.memory.fetch(bytes, from.memory(), offset, stream.raw())
     }
 
@@ -98,17 +129,19 @@ impl PinnedBuffer {
         stream.raw().wait(self.memory.done())
     }
 
+    /// The bytes of this buffer from `first` on, and where the card's begin.
     fn stretch<T: Pod>(
         &self,
+        first: usize,
         len: usize,
         card: &DeviceBuffer<T>,
         at: usize,
-    ) -> Result<(usize, usize), Error> {
+    ) -> Result<(Range<usize>, usize), Error> {
         card.part(at..at.saturating_add(len))?;
-        let bytes = len * size_of::<T>();
-        if bytes > self.len() {
-            return Err(Error::Range { from: 0, to: bytes, len: self.len() });
+        let range = first..first.saturating_add(len * size_of::<T>());
+        if range.end > self.len() {
+            return Err(Error::Range { from: range.start, to: range.end, len: self.len() });
         }
-        Ok((bytes, at * size_of::<T>()))
+        Ok((range, at * size_of::<T>()))
     }
 }

@@ -3,6 +3,7 @@
 use super::{Context, Event, Stream};
 use crate::runtime::Error;
 use std::ffi::c_void;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -158,34 +159,38 @@ impl HostMemory {
         })
     }
 
-    /// Sends the first `bytes` bytes to the card, in the stream's order.
-    pub fn send(&mut self, bytes: usize, to: &Memory, offset: usize, stream: &Stream) -> Result<(), Error> {
-        assert!(bytes <= self.len(), "{bytes} bytes of a host buffer of {}", self.len());
+    /// Sends these bytes to the card, in the stream's order.
+    pub fn send(
+        &mut self,
+        range: Range<usize>,
+        to: &Memory,
+        offset: usize,
+        stream: &Stream,
+    ) -> Result<(), Error> {
+        let (from, bytes) = (self.at(&range), range.len());
         let to = to.at(offset, bytes);
         stream.must_not_capture("a copy from the host")?;
         self.context.enter()?;
         // SAFETY: that many bytes, which nobody borrows before `done` has passed, to a range of an allocation that waits
         // for the card before it is freed. Ordinary memory has been read when the call returns.
-        let code =
-            unsafe { (self.context.api.copy_to_card)(to, self.start().cast(), bytes, stream.handle()) };
+        let code = unsafe { (self.context.api.copy_to_card)(to, from.cast(), bytes, stream.handle()) };
         self.finish("cuMemcpyHtoDAsync", code, stream)
     }
 
-    /// Fetches the first `bytes` bytes from the card, in the stream's order.
+    /// Fetches these bytes from the card, in the stream's order.
     pub fn fetch(
         &mut self,
-        bytes: usize,
+        range: Range<usize>,
         from: &Memory,
         offset: usize,
         stream: &Stream,
     ) -> Result<(), Error> {
-        assert!(bytes <= self.len(), "{bytes} bytes of a host buffer of {}", self.len());
+        let (to, bytes) = (self.at(&range), range.len());
         let from = from.at(offset, bytes);
         stream.must_not_capture("a copy to the host")?;
         self.context.enter()?;
         // SAFETY: as in `send`, the other way round. Ordinary memory has been written when the call returns.
-        let code =
-            unsafe { (self.context.api.copy_to_host)(self.start().cast(), from, bytes, stream.handle()) };
+        let code = unsafe { (self.context.api.copy_to_host)(to.cast(), from, bytes, stream.handle()) };
         self.finish("cuMemcpyDtoHAsync", code, stream)
     }
 
@@ -203,11 +208,15 @@ impl HostMemory {
         self.context.check(call, code).and(recorded)
     }
 
-    fn start(&mut self) -> *mut u8 {
-        match &mut self.bytes {
+    /// Where a range begins that lies within it.
+    fn at(&mut self, range: &Range<usize>) -> *mut u8 {
+        let len = self.len();
+        assert!(range.start <= range.end && range.end <= len, "bytes {range:?} of a host buffer of {len}");
+        let start: *mut u8 = match &mut self.bytes {
             Bytes::Pinned(at, _) => at.as_ptr(),
             Bytes::Plain(words, _) => words.as_mut_ptr().cast(),
-        }
+        };
+        start.wrapping_add(range.start)
     }
 }
 
