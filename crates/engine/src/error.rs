@@ -68,6 +68,9 @@ pub enum Error {
     /// Tokens the model does not have.
     #[error(transparent)]
     Request(#[from] crate::api::SubmitError),
+    /// A device other than the CPU.
+    #[error(transparent)]
+    Device(Box<dyn std::error::Error + Send + Sync>),
     /// The operating system gave no thread.
     #[error("the engine's thread could not be started: {0}")]
     Thread(std::io::Error),

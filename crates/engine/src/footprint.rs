@@ -1,5 +1,6 @@
 //! How many bytes serving takes: the same arithmetic for refusing, planning and charging.
 
+use crate::backend::{Backend, Room};
 use crate::error::{Error, Shortfall};
 use crate::forecast::Load;
 use crate::placement::{BlockBytes, Crowd, Demand, Needs};
@@ -166,17 +167,61 @@ pub struct Grant {
 /// # Errors
 /// [`Error::TooSmall`] when not even the smallest step and cache fit, or an explicit context limit does not.
 pub fn grant(config: &ModelConfig, wishes: Wishes, ledger: &Ledger) -> Result<Grant, Error> {
-    let context = wishes.context_limit.unwrap_or(config.max_position_embeddings);
-    let least = if wishes.context_limit.is_some() { context } else { context.min(MIN_CONTEXT) };
     let draft_block = wishes.draft.map_or(0, |(draft, kv_type)| kv_block_bytes(draft, kv_type));
-    let block = kv_block_bytes(config, wishes.kv_type) + draft_block;
-    let least_kv = least.div_ceil(KV_BLOCK) as u64 * block;
-    let later = wishes.adapter_bytes;
-    let free = ledger.free(Tier::Device).saturating_sub(later);
     let draft_working = |rows| wishes.draft.map_or(0, |(draft, _)| working_bytes(draft, rows));
     let own_working =
         |rows| working_bytes(config, rows) + adapter_working_bytes(config, rows, wishes.adapter_rank);
-    let working_of = |rows| own_working(rows) + draft_working(rows);
+    let takes = Takes {
+        weights: 0,
+        block: kv_block_bytes(config, wishes.kv_type) + draft_block,
+        working: &|rows| own_working(rows) + draft_working(rows),
+    };
+    let granted = fit(config, wishes, takes, ledger)?;
+    let rows = granted.max_batch_tokens;
+    Ok(Grant { working_bytes: own_working(rows), draft_working_bytes: draft_working(rows), ..granted })
+}
+
+/// The same for a model that another device runs and whose weights are still to be loaded.
+///
+/// # Errors
+/// As [`grant`].
+pub fn grant_on(backend: &impl Backend, wishes: Wishes) -> Result<(Grant, Room), Error> {
+    let config = backend.config();
+    let context = wishes.context_limit.unwrap_or(config.max_position_embeddings);
+    let most = |rows| Room {
+        rows,
+        sequences: wishes.max_seqs,
+        context,
+        blocks: usize::MAX,
+        host_blocks: usize::MAX,
+    };
+    let takes = Takes {
+        weights: backend.weight_bytes(),
+        block: kv_block_bytes(config, wishes.kv_type),
+        working: &|rows| backend.working_bytes(most(rows)),
+    };
+    let granted = fit(config, wishes, takes, backend.ledger())?;
+    let Grant { blocks, host_blocks, context_limit: context, max_batch_tokens: rows, .. } = granted;
+    Ok((granted, Room { rows, sequences: wishes.max_seqs, context, blocks, host_blocks }))
+}
+
+/// What a device holds of a model.
+struct Takes<'a> {
+    /// Bytes of weights still to be loaded.
+    weights: u64,
+    /// Bytes of a KV block.
+    block: u64,
+    /// Bytes between layers in a step of so many rows.
+    working: &'a dyn Fn(usize) -> u64,
+}
+
+fn fit(config: &ModelConfig, wishes: Wishes, takes: Takes<'_>, ledger: &Ledger) -> Result<Grant, Error> {
+    let Takes { weights, block, working: working_of } = takes;
+    let context = wishes.context_limit.unwrap_or(config.max_position_embeddings);
+    let least = if wishes.context_limit.is_some() { context } else { context.min(MIN_CONTEXT) };
+    let least_kv = least.div_ceil(KV_BLOCK) as u64 * block;
+    let later = wishes.adapter_bytes + weights;
+    let free = ledger.free(Tier::Device).saturating_sub(later);
     let fewest_rows = wishes.max_seqs.max(MIN_BATCH_TOKENS.min(wishes.max_batch_tokens));
     let limited = ledger.budget().limit(Tier::Device).is_some();
     // Of a budget the cache gets half at least: sequences at once are worth more than long pieces of prompts.
@@ -185,10 +230,10 @@ pub fn grant(config: &ModelConfig, wishes: Wishes, ledger: &Ledger) -> Result<Gr
     while rows > fewest_rows && working_of(rows) > most {
         rows = (rows / 2).max(fewest_rows);
     }
-    let working = working_of(rows);
-    refuse_unless_it_fits(later, working, least, least_kv, ledger)?;
-    let default = if limited { free - working } else { DEFAULT_KV_BYTES.max(least_kv) };
-    let affordable = wishes.kv_bytes.unwrap_or(default).min(free - working) / block;
+    let working_bytes = working_of(rows);
+    refuse_unless_it_fits(later, working_bytes, least, least_kv, ledger)?;
+    let default = if limited { free - working_bytes } else { DEFAULT_KV_BYTES.max(least_kv) };
+    let affordable = wishes.kv_bytes.unwrap_or(default).min(free - working_bytes) / block;
     let useful = (wishes.max_seqs * context.div_ceil(KV_BLOCK)) as u64;
     let blocks = affordable.min(useful).min(u64::from(u32::MAX)) as usize;
     if blocks * KV_BLOCK < least {
@@ -198,9 +243,8 @@ pub fn grant(config: &ModelConfig, wishes: Wishes, ledger: &Ledger) -> Result<Gr
         return Err(Error::Config(what));
     }
     let context_limit = context.min(blocks * KV_BLOCK);
-    let (working_bytes, draft_working_bytes) = (own_working(rows), draft_working(rows));
     let host_blocks = host_blocks(wishes.kv_host_bytes, block)?;
-    let max_batch_tokens = rows;
+    let (max_batch_tokens, draft_working_bytes) = (rows, 0);
     Ok(Grant { blocks, host_blocks, context_limit, max_batch_tokens, working_bytes, draft_working_bytes })
 }
 

@@ -5,6 +5,7 @@
 //! - [`engine`]: the handle, and the loop on its own thread.
 //! - [`scheduler`]: which tokens of which sequences the next forward pass holds. Knows no tensors.
 //! - [`kv`]: which KV blocks are free, shared or remembered: the prefix cache.
+//! - [`backend`]: models that another device than the CPU runs.
 //! - [`runner`]: runs the model over one step's tokens, attention through the paged cache.
 //! - [`sampler`]: logits → token, deterministic for a seed; log-probabilities.
 //! - [`loader`]: weights from disk into panel layout, within the device's budget.
@@ -35,6 +36,7 @@
 
 pub mod adapter;
 pub mod api;
+pub mod backend;
 pub mod engine;
 pub mod footprint;
 pub mod forecast;
@@ -54,6 +56,7 @@ mod pool;
 mod sequence;
 
 pub use adapter::{Adapter, AdapterLoader, AdapterSize};
+pub use backend::{Backend, Room};
 pub use engine::{Engine, EngineConfig, EngineHandle};
 pub use error::{Error, Shortfall};
 pub use hearth_kernels::Activations;

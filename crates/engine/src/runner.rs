@@ -43,7 +43,8 @@ pub trait Forward {
     /// Computes a step's tokens and hands over the logits asked for, in order.
     ///
     /// # Errors
-    /// When weights could not be had. The step's tokens count as not computed; the next step may work.
+    /// When weights could not be had, or the device could not compute. The step's tokens count as not computed; the next step
+    /// may work.
     fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow) -> Result<(), Error>;
 
     /// Whether the weights of a step can be had again, after a step found that they could not.
@@ -56,6 +57,29 @@ pub trait Forward {
 
     /// Moves KV blocks between device and host, in order.
     fn move_blocks(&mut self, moves: &[Move]);
+
+    /// After a step that failed: why no later one can work either, if that is so. Then the engine ends.
+    fn is_lost(&self) -> Option<String> {
+        None
+    }
+}
+
+impl<F: Forward + ?Sized> Forward for Box<F> {
+    fn forward(&mut self, step: &[SequenceStep], each: &mut EachRow) -> Result<(), Error> {
+        (**self).forward(step, each)
+    }
+
+    fn check(&mut self) -> Result<(), Error> {
+        (**self).check()
+    }
+
+    fn move_blocks(&mut self, moves: &[Move]) {
+        (**self).move_blocks(moves);
+    }
+
+    fn is_lost(&self) -> Option<String> {
+        (**self).is_lost()
+    }
 }
 
 /// A resident model with its KV cache.

@@ -1,13 +1,14 @@
 //! Logits of given tokens, a few rows at a time: what `hearth logits` and perplexity need.
 
 use crate::api::SubmitError;
+use crate::backend::Backend;
 use crate::error::Error;
 use crate::footprint::{self, Wishes};
 use crate::kv::BlockTable;
 use crate::loader::LoadedModel;
 use crate::runner::{Forward, HEAD_ROWS, Runner, SequenceStep};
 use crate::sampler::logprobs::LogSoftmax;
-use hearth_kernels::paged::KV_BLOCK;
+use hearth_kernels::paged::{KV_BLOCK, KvType};
 use std::ops::Range;
 
 /// Tokens per forward pass, as in the engine's default.
@@ -15,7 +16,8 @@ const CHUNK: usize = 512;
 
 /// Scores one token sequence after another through the engine's own [`Runner`], so that bits agree with serving.
 pub struct Scorer {
-    runner: Runner,
+    runner: Box<dyn Forward + Send>,
+    vocab: usize,
     table: BlockTable,
     context: usize,
     chunk: usize,
@@ -27,22 +29,27 @@ impl Scorer {
     /// # Errors
     /// [`Error::TooSmall`] when the device's budget does not hold a KV cache for that many.
     pub fn new(model: LoadedModel, context: usize) -> Result<Self, Error> {
-        let context = context.max(1);
-        let wishes = Wishes {
-            max_seqs: 1,
-            max_batch_tokens: CHUNK.min(context.max(HEAD_ROWS)),
-            context_limit: Some(context),
-            kv_bytes: None,
-            kv_host_bytes: 0,
-            kv_type: model.kv_type(),
-            adapter_rank: 0,
-            adapter_bytes: 0,
-            draft: None,
-        };
+        let wishes = wishes(context.max(1), model.kv_type());
         let grant = footprint::grant(model.config(), wishes, model.ledger())?;
-        let blocks = context.div_ceil(KV_BLOCK);
+        let blocks = context.max(1).div_ceil(KV_BLOCK);
+        let vocab = model.config().vocab_size;
         let runner = Runner::new(model, blocks, 0, grant.working_bytes)?;
-        Ok(Self { runner, table: (0..blocks as u32).collect(), context, chunk: grant.max_batch_tokens })
+        Ok(Self::over(Box::new(runner), vocab, context.max(1), grant.max_batch_tokens))
+    }
+
+    /// The same for a model that another device runs.
+    ///
+    /// # Errors
+    /// As [`Scorer::new`], and what the device reports.
+    pub fn on(backend: impl Backend, context: usize) -> Result<Self, Error> {
+        let (grant, room) = footprint::grant_on(&backend, wishes(context.max(1), backend.kv_type()))?;
+        let vocab = backend.config().vocab_size;
+        Ok(Self::over(backend.start(room)?, vocab, context.max(1), grant.max_batch_tokens))
+    }
+
+    fn over(runner: Box<dyn Forward + Send>, vocab: usize, context: usize, chunk: usize) -> Self {
+        let table = (0..context.div_ceil(KV_BLOCK) as u32).collect();
+        Self { runner, vocab, table, context, chunk }
     }
 
     /// Hands over the logits that follow each token of `wanted` (indices into `tokens`), in order. The sequence
@@ -97,12 +104,27 @@ impl Scorer {
     }
 
     fn check(&self, tokens: &[u32]) -> Result<(), Error> {
-        check_tokens(tokens, self.runner.model().config().vocab_size)?;
+        check_tokens(tokens, self.vocab)?;
         if tokens.len() > self.context {
             let (prompt, limit) = (tokens.len(), self.context);
             return Err(SubmitError::TooLong { prompt, max_tokens: 0, limit }.into());
         }
         Ok(())
+    }
+}
+
+/// A sequence of so many tokens at a time.
+fn wishes(context: usize, kv_type: KvType) -> Wishes<'static> {
+    Wishes {
+        max_seqs: 1,
+        max_batch_tokens: CHUNK.min(context.max(HEAD_ROWS)),
+        context_limit: Some(context),
+        kv_bytes: None,
+        kv_host_bytes: 0,
+        kv_type,
+        adapter_rank: 0,
+        adapter_bytes: 0,
+        draft: None,
     }
 }
 

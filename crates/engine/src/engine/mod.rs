@@ -16,6 +16,7 @@ mod worker;
 
 use crate::adapter::AdapterLoader;
 use crate::api::{Adapter, EngineStats, Generation, Pooling, Request, Standing, SubmitError};
+use crate::backend::Backend;
 use crate::draft::{Draft, DraftCache};
 use crate::error::Error;
 use crate::footprint::{self, Wishes};
@@ -27,7 +28,7 @@ use crate::score::check_tokens;
 use crate::sequence::Sequence;
 use crate::speculation::{Cost, Guesser, MOST_DRAFT_TOKENS, Source, Speculation};
 use crate::streaming::Counters;
-use hearth_kernels::paged::KV_BLOCK;
+use hearth_kernels::paged::{KV_BLOCK, KvType};
 use hearth_weights::{ModelConfig, RopeScaling};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, WaitTimeoutResult};
@@ -102,6 +103,21 @@ impl EngineConfig {
         Err(Error::Config(what))
     }
 
+    /// What is asked of the device.
+    fn wishes(&self, kv_type: KvType) -> Wishes<'static> {
+        Wishes {
+            max_seqs: self.max_seqs,
+            max_batch_tokens: self.max_batch_tokens,
+            context_limit: self.context_limit,
+            kv_bytes: self.kv_bytes,
+            kv_host_bytes: self.kv_host_bytes,
+            kv_type,
+            adapter_rank: self.adapter_rank,
+            adapter_bytes: self.adapter_bytes,
+            draft: None,
+        }
+    }
+
     fn limits(&self, max_batch_tokens: usize) -> Limits {
         Limits {
             max_seqs: self.max_seqs,
@@ -148,23 +164,41 @@ impl Engine {
         Self::start_guessing(model, Some(draft), config)
     }
 
+    /// An engine over a model that another device runs. Its budget is hard: what does not fit is refused before anything is
+    /// loaded.
+    ///
+    /// # Errors
+    /// As [`Engine::start`], and what the device reports.
+    pub fn start_on(backend: impl Backend, config: EngineConfig) -> Result<EngineHandle, Error> {
+        config.validate()?;
+        if config.adapter_rank > 0 || config.adapter_bytes > 0 {
+            return Err(Error::Config("this device lays no adapters over a model; merge one instead".into()));
+        }
+        let wishes = config.wishes(backend.kv_type());
+        let (grant, room) = footprint::grant_on(&backend, wishes)?;
+        let weight_bytes = backend.weight_bytes();
+        let source = (Source::Lookup, Cost::new(weight_bytes, 0, 0));
+        let facts = Facts::new(backend.config(), grant.context_limit, &config, source);
+        let block_bytes = footprint::kv_block_bytes(backend.config(), backend.kv_type());
+        let stats = EngineStats {
+            weight_bytes,
+            kv_bytes: grant.blocks as u64 * block_bytes,
+            kv_host_bytes: grant.host_blocks as u64 * block_bytes,
+            ..EngineStats::default()
+        };
+        let scheduler = Scheduler::new(config.limits(grant.max_batch_tokens), grant.blocks, KV_BLOCK)
+            .with_host(grant.host_blocks);
+        Self::start_with(backend.start(room)?, None, scheduler, facts, stats, None, None)
+    }
+
     fn start_guessing(
         model: LoadedModel,
         draft: Option<LoadedModel>,
         config: EngineConfig,
     ) -> Result<EngineHandle, Error> {
         config.validate()?;
-        let wishes = Wishes {
-            max_seqs: config.max_seqs,
-            max_batch_tokens: config.max_batch_tokens,
-            context_limit: config.context_limit,
-            kv_bytes: config.kv_bytes,
-            kv_host_bytes: config.kv_host_bytes,
-            kv_type: model.kv_type(),
-            adapter_rank: config.adapter_rank,
-            adapter_bytes: config.adapter_bytes,
-            draft: draft.as_ref().map(|draft| (draft.config(), draft.kv_type())),
-        };
+        let draft_config = draft.as_ref().map(|draft| (draft.config(), draft.kv_type()));
+        let wishes = Wishes { draft: draft_config, ..config.wishes(model.kv_type()) };
         let grant = footprint::grant(model.config(), wishes, model.ledger())?;
         let source = if draft.is_some() { Source::Draft } else { Source::Lookup };
         let (bytes, from_disk) = model.bytes_per_pass();
@@ -209,6 +243,7 @@ impl Engine {
             arrived: Vec::new(),
             next_id: 0,
             mode: Mode::Open,
+            failure: None,
             pace: Pace::default(),
             fault: None,
             stats,
@@ -277,6 +312,8 @@ struct State {
     arrived: Vec<(RequestId, Sequence)>,
     next_id: RequestId,
     mode: Mode,
+    /// What ended it, if nobody asked it to end.
+    failure: Option<String>,
     pace: Pace,
     /// Why the last step could not be computed, unless it was for what it was about.
     fault: Option<String>,
@@ -501,6 +538,11 @@ impl EngineHandle {
     /// Length of an embedding.
     pub fn hidden_size(&self) -> usize {
         self.owner.facts.hidden_size
+    }
+
+    /// What ended the engine, if it ended by itself: then it takes no requests any more, and those it had have failed.
+    pub fn failure(&self) -> Option<String> {
+        self.owner.shared.lock().failure.clone()
     }
 
     /// Takes no more requests, finishes those it has and ends. Blocks until then.

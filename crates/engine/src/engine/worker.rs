@@ -61,17 +61,21 @@ impl<F: Forward> Worker<F> {
             while let Some((parts, moves)) = worker.next_step() {
                 worker.move_blocks(&moves);
                 worker.step(parts);
+                if let Some(why) = worker.forward.is_lost() {
+                    return Some(ended(&why));
+                }
             }
+            None
         }));
-        worker.fail_all(match end {
-            Ok(()) => STOPPED.into(),
-            Err(panic) => format!("the engine failed: {}", message(&*panic)),
-        });
+        worker.fail_all(end.unwrap_or_else(|panic| Some(ended(message(&*panic)))));
     }
 
-    fn fail_all(&mut self, why: String) {
+    /// Ends all requests: with a failure, or because the engine was told to stop.
+    fn fail_all(&mut self, failure: Option<String>) {
+        let why = failure.clone().unwrap_or_else(|| STOPPED.into());
         let shared = self.shared.clone();
         let mut state = shared.lock();
+        state.failure = failure;
         state.mode = state.mode.max(Mode::Stopping);
         self.absorb(&mut state);
         for sequence in self.sequences.values() {
@@ -182,6 +186,10 @@ impl<F: Forward> Worker<F> {
             Ok(Err(error)) => Some(format!("a step failed: {error}")),
             Err(panic) => Some(format!("a step failed: {}", message(&**panic))),
         };
+        // Whoever hears of the step can learn by then that there will be no other.
+        if let Some(why) = self.forward.is_lost() {
+            self.shared.lock().failure = Some(ended(&why));
+        }
         let outcomes: Vec<Outcome> = match &failure {
             None => moving.iter_mut().map(|m| m.sequence.settle(m.end)).collect(),
             Some(why) => moving.iter().map(|m| m.sequence.fail(why.clone())).collect(),
@@ -236,6 +244,11 @@ impl<F: Forward> Worker<F> {
         }
         self.sequences.insert(m.id, m.sequence);
     }
+}
+
+/// What ends the requests of an engine that cannot go on.
+fn ended(why: &str) -> String {
+    format!("the engine failed: {why}")
 }
 
 /// What a panic said.
