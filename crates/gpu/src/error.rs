@@ -7,6 +7,9 @@ pub enum Error {
     /// The model's files.
     #[error(transparent)]
     Weights(#[from] hearth_weights::Error),
+    /// The model's architecture.
+    #[error(transparent)]
+    Model(#[from] hearth_model::Error),
     /// A token outside the vocabulary.
     #[error("token {token} is outside the vocabulary of {vocab}")]
     Token {

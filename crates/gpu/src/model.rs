@@ -2,46 +2,54 @@
 
 use crate::Error;
 use hearth_cuda::decoder::weights::{HostMatrix, Source};
-use hearth_cuda::decoder::{Capacity, Decoder, Row, Shape};
+use hearth_cuda::decoder::{Capacity, Decoder, EachRow, Move, Part, Shape, Wanted};
 use hearth_cuda::ops::paged::CacheElement;
 use hearth_cuda::ops::quant::{FORMATS, Format};
 use hearth_cuda::runtime::Device;
-use hearth_model::RowPosition;
+use hearth_memory::{Charge, Kind, Ledger, Tier};
 use hearth_model::rope::Rope;
-use hearth_weights::{ModelConfig, ModelFiles, TensorSource, source::decode};
+use hearth_model::{Group, RotaryTable, RowPosition, architecture, uses};
+use hearth_weights::{FormatRef, ModelConfig, ModelFiles, TensorSource, source::decode};
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A model on a card, with a KV cache of `T`. Its embedding stays on the host: a step needs one row of it per token.
-pub struct CardModel<'a, T> {
-    files: &'a ModelFiles,
+pub struct CardModel<T> {
     decoder: Decoder<T>,
+    embedding: HostTable,
     rope: Rope,
 }
 
-/// A token of a sequence to compute.
-#[derive(Clone, Copy, Debug)]
-pub struct Token<'a> {
-    /// Its id.
-    pub id: u32,
-    /// Tokens before it.
+/// Consecutive tokens of a sequence to compute.
+#[derive(Clone, Debug)]
+pub struct Span<'a> {
+    /// Their ids.
+    pub tokens: &'a [u32],
+    /// Tokens before the first.
     pub position: usize,
-    /// Length that dynamic RoPE scaling sees.
+    /// The least length that dynamic RoPE scaling sees.
     pub length: usize,
-    /// Its sequence's KV blocks.
+    /// The sequence's KV blocks.
     pub table: &'a [u32],
+    /// Which of them something is wanted of.
+    pub wanted: Range<usize>,
+    /// What that is.
+    pub what: Wanted,
 }
 
-impl<'a, T: CacheElement> CardModel<'a, T> {
-    /// Uploads a model's weights as they lie in their files: block formats as blocks, everything else as f32.
+impl<T: CacheElement> CardModel<T> {
+    /// Uploads a model's weights as they lie in their files: block formats as blocks, everything else as f32. The ledger's
+    /// host tier is charged for the embedding.
     ///
     /// # Errors
     /// [`Error::Architecture`] for another architecture, [`Error::Weights`] for files that do not hold what the
     /// configuration asks for, [`Error::Card`] when the budget does not hold them.
-    pub fn load(device: &Arc<Device>, files: &'a ModelFiles, capacity: Capacity) -> Result<Self, Error> {
+    pub fn load(device: &Arc<Device>, files: &ModelFiles, capacity: Capacity) -> Result<Self, Error> {
         check_architecture(&files.config)?;
+        let embedding = HostTable::read(files, device.ledger())?;
         let decoder = Decoder::new(device, shape_of(&files.config), capacity, &mut Files { files })?;
-        Ok(Self { files, decoder, rope: Rope::new(&files.config) })
+        Ok(Self { decoder, embedding, rope: Rope::new(&files.config) })
     }
 
     /// Whether steps are recorded and sent with one launch.
@@ -49,43 +57,107 @@ impl<'a, T: CacheElement> CardModel<'a, T> {
         self.decoder.record(records);
     }
 
-    /// Computes tokens and gives the logits that follow each: `[tokens, vocab]`.
+    /// Copies KV blocks between card and host, in order, before the next step.
+    ///
+    /// # Errors
+    /// [`Error::Card`].
+    pub fn move_blocks(&mut self, moves: &[Move]) -> Result<(), Error> {
+        Ok(self.decoder.move_blocks(moves)?)
+    }
+
+    /// Why copies of KV blocks are slower than they could be, if they are.
+    pub fn refusal(&self) -> Option<&str> {
+        self.decoder.refusal()
+    }
+
+    /// Computes tokens and hands over what is wanted of them: index of the span, index of the token in it, the values.
     ///
     /// # Errors
     /// [`Error::Token`], [`Error::Card`].
-    pub fn step(&mut self, tokens: &[Token<'_>]) -> Result<Vec<f32>, Error> {
-        let embeddings = tokens.iter().map(|token| self.embed(token.id)).collect::<Result<Vec<_>, _>>()?;
-        let place = |token: &Token<'_>| RowPosition {
-            position: token.position as u32,
-            length: token.length.max(token.position + 1) as u32,
-        };
-        let rotations = self.rope.table(&tokens.iter().map(place).collect::<Vec<_>>());
-        let half = rotations.half();
-        let mut rows = Vec::with_capacity(tokens.len());
-        for (i, token) in tokens.iter().enumerate() {
-            rows.push(Row {
-                embedding: &embeddings[i],
-                position: token.position,
-                cos: &rotations.cos()[i * half..][..half],
-                sin: &rotations.sin()[i * half..][..half],
-                table: token.table,
-            });
-        }
-        Ok(self.decoder.step(&rows)?)
+    pub fn step(&mut self, spans: &[Span<'_>], each: &mut EachRow<'_>) -> Result<(), Error> {
+        let inputs = spans.iter().map(|span| self.inputs(span)).collect::<Result<Vec<_>, _>>()?;
+        let parts: Vec<Part<'_>> = spans
+            .iter()
+            .zip(&inputs)
+            .map(|(span, (embeddings, rotations))| Part {
+                embeddings,
+                position: span.position,
+                cos: rotations.cos(),
+                sin: rotations.sin(),
+                table: span.table,
+                wanted: span.wanted.clone(),
+                what: span.what,
+            })
+            .collect();
+        Ok(self.decoder.step(&parts, each)?)
     }
 
-    /// One row of the embedding.
-    fn embed(&self, token: u32) -> Result<Vec<f32>, Error> {
-        let config = &self.files.config;
-        let (vocab, width) = (config.vocab_size, config.hidden_size);
-        if token as usize >= vocab {
-            return Err(Error::Token { token, vocab });
+    /// Embeddings and rotations of a span.
+    fn inputs(&self, span: &Span<'_>) -> Result<(Vec<f32>, RotaryTable), Error> {
+        let mut embeddings = Vec::with_capacity(span.tokens.len() * self.embedding.width);
+        for &token in span.tokens {
+            embeddings.extend(self.embedding.row(token)?);
         }
-        let meta = self.files.expect("model.embed_tokens.weight", &[vocab, width])?;
-        let row_bytes = width / meta.format.block_len() * meta.format.block_bytes();
-        let bytes = self.files.tensors.bytes(&meta.name)?;
-        Ok(decode(meta.format, &bytes[token as usize * row_bytes..][..row_bytes]))
+        let place = |i: usize| {
+            let position = span.position + i;
+            RowPosition { position: position as u32, length: span.length.max(position + 1) as u32 }
+        };
+        let places: Vec<RowPosition> = (0..span.tokens.len()).map(place).collect();
+        Ok((embeddings, self.rope.table(&places)))
     }
+}
+
+/// The embedding's rows in host memory, as they lie in their file.
+struct HostTable {
+    bytes: Vec<u8>,
+    format: FormatRef,
+    vocab: usize,
+    width: usize,
+    _charge: Charge,
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+impl HostTable {
+    fn read(files: &ModelFiles, ledger: &Ledger) -> Result<Self, Error> {
+        let (vocab, width) = (files.config.vocab_size, files.config.hidden_size);
+        let format = files.expect(EMBEDDING, &[vocab, width])?.format;
+        let row_bytes = width / format.block_len() * format.block_bytes();
+        let charge = ledger.charge(Tier::Host, Kind::Weights, (vocab * row_bytes) as u64)?;
+        let bytes = files.tensors.bytes(EMBEDDING)?.into_owned();
+        Ok(Self { bytes, format, vocab, width, _charge: charge })
+    }
+
+    fn row(&self, token: u32) -> Result<Vec<f32>, Error> {
+        let row_bytes = self.bytes.len() / self.vocab;
+        let row = self.bytes.chunks_exact(row_bytes).nth(token as usize);
+        let row = row.ok_or(Error::Token { token, vocab: self.vocab })?;
+        Ok(decode(self.format, row))
+    }
+}
+
+/// Bytes of a model's weights on a card.
+///
+/// # Errors
+/// As [`CardModel::load`], all that can be known from the files' headers.
+pub fn weight_bytes(files: &ModelFiles) -> Result<u64, Error> {
+    check_architecture(&files.config)?;
+    let architecture = architecture(&files.config)?;
+    let groups = (0..architecture.num_blocks()).map(Group::Block).chain([Group::Head]);
+    let mut bytes = 0;
+    for spec in groups.flat_map(|group| uses(architecture.as_ref(), group)) {
+        let format = files.expect(&spec.name, &spec.shape)?.format;
+        bytes += match format.block_len() {
+            1 => spec.len() * size_of::<f32>(),
+            values => spec.len() / values * format.block_bytes(),
+        };
+    }
+    Ok(bytes as u64)
+}
+
+/// Whether some of a model's matrices multiply 8-bit activations.
+pub fn is_quantized(files: &ModelFiles) -> bool {
+    files.tensors.tensors().iter().any(|tensor| tensor.format.block_len() > 1)
 }
 
 /// What [`Decoder`] computes: pre-norm blocks with RMSNorm and a SiLU gate.

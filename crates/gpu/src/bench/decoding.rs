@@ -4,7 +4,7 @@ use super::{Extent, Speed, speed};
 use crate::Error;
 use half::f16;
 use hearth_cuda::decoder::weights::{HostMatrix, Source};
-use hearth_cuda::decoder::{Capacity, Decoder, Row, Shape, blocks_of};
+use hearth_cuda::decoder::{Capacity, Decoder, Part, Shape, Wanted, blocks_of};
 use hearth_cuda::ops::quant::Format;
 use hearth_cuda::runtime::Device;
 use std::borrow::Cow;
@@ -82,13 +82,15 @@ fn decode(
     let context = first + steps;
     let shape = model.shape();
     let half = shape.head_dim / 2;
-    let capacity = Capacity { rows: 1, context, blocks: blocks_of(context) };
+    let capacity = Capacity { rows: 1, sequences: 1, context, blocks: blocks_of(context), host_blocks: 0 };
     let mut weights = Blocks { format, bytes: 0 };
     let mut decoder = Decoder::<f16>::new(card, shape, capacity, &mut weights)?;
     let (embedding, cos, sin) = (vec![0.5; model.hidden], vec![1.0; half], vec![0.0; half]);
     let table: Vec<u32> = (0..capacity.blocks as u32).collect();
     let mut step = |position| {
-        decoder.step(&[Row { embedding: &embedding, position, cos: &cos, sin: &sin, table: &table }])
+        let (embeddings, cos, sin, table) = (&embedding[..], &cos[..], &sin[..], &table[..]);
+        let part = Part { embeddings, position, cos, sin, table, wanted: 0..1, what: Wanted::Logits };
+        decoder.step(&[part], &mut |_, _, _| ())
     };
     for position in 0..first {
         step(position)?;

@@ -1,8 +1,8 @@
 //! What a step computes in.
 
 use super::weights::Matrix;
-use super::{Capacity, Row, Shape, blocks_of, query};
-use crate::ops::paged::{KV_BLOCK, Query};
+use super::{Capacity, HEAD_ROWS, Layout, Part, Shape, blocks_of, query};
+use crate::ops::paged::{Query, Stretch};
 use crate::ops::quant::{PIECE, Quantized, quantize_rows};
 use crate::runtime::{DeviceBuffer, Error, Stream, View};
 use hearth_memory::Kind;
@@ -20,40 +20,103 @@ pub(super) struct Workspace {
     pub up: DeviceBuffer<f32>,
     pub act: DeviceBuffer<f32>,
     pub logits: DeviceBuffer<f32>,
+    /// Rows of `x` that something is wanted of, and their numbers.
+    pub chosen: DeviceBuffer<f32>,
+    pub picked: DeviceBuffer<u32>,
     pub quantized: Bytes,
     pub queries: DeviceBuffer<Query>,
+    pub stretches: DeviceBuffer<Stretch>,
     pub tables: DeviceBuffer<u32>,
     pub cos: DeviceBuffer<f32>,
     pub sin: DeviceBuffer<f32>,
 }
 
+/// Most bytes that the parts of long sequences take: attention goes through fewer rows at a time rather than hold more.
+const PARTS_BYTES: usize = 64 << 20;
+
+/// How long each of its buffers is.
+pub(super) struct Lens {
+    hidden: usize,
+    q: usize,
+    kv: usize,
+    parts: usize,
+    inner: usize,
+    logits: usize,
+    chosen: usize,
+    picked: usize,
+    quants: usize,
+    queries: usize,
+    stretches: usize,
+    tables: usize,
+    half: usize,
+}
+
+impl Lens {
+    pub fn of(shape: &Shape, capacity: &Capacity) -> Self {
+        let Capacity { rows, sequences, context, .. } = *capacity;
+        let q = shape.heads * shape.head_dim;
+        let of_row = shape.attention(0).parts_len(1, context);
+        let at_once = (PARTS_BYTES / (of_row * size_of::<f32>())).clamp(1, sequences);
+        let picked = rows.min(HEAD_ROWS);
+        Self {
+            hidden: rows * shape.hidden,
+            q: rows * q,
+            kv: rows * shape.kv_heads * shape.head_dim,
+            parts: at_once * of_row,
+            inner: rows * shape.inner,
+            logits: picked * shape.vocab,
+            chosen: picked * shape.hidden,
+            picked,
+            quants: rows * shape.hidden.max(q).max(shape.inner),
+            queries: rows,
+            stretches: shape.attention(0).stretches(rows) + sequences,
+            tables: sequences * blocks_of(context),
+            half: rows * (shape.head_dim / 2),
+        }
+    }
+
+    pub fn bytes(&self) -> u64 {
+        let floats = 2 * self.hidden
+            + 3 * self.q
+            + self.kv
+            + self.parts
+            + 3 * self.inner
+            + self.logits
+            + self.chosen
+            + 2 * self.half;
+        let words = self.picked + self.tables + 2 * self.quants.div_ceil(PIECE);
+        let places = size_of::<Query>() * self.queries + size_of::<Stretch>() * self.stretches;
+        (4 * (floats + words) + self.quants + places) as u64
+    }
+}
+
 impl Workspace {
     pub fn new(stream: &Stream, shape: &Shape, capacity: &Capacity) -> Result<Self, Error> {
         let device = stream.device();
-        let rows = capacity.rows;
-        let floats = |width: usize| DeviceBuffer::new(device, Kind::Activations, rows * width);
-        let q_len = shape.heads * shape.head_dim;
-        let parts = shape.attention(0).parts_len(rows, capacity.context);
-        let widest = shape.hidden.max(q_len).max(shape.inner);
+        let lens = Lens::of(shape, capacity);
+        let floats = |len| DeviceBuffer::new(device, Kind::Activations, len);
         Ok(Self {
-            x: floats(shape.hidden)?,
-            normed: floats(shape.hidden)?,
-            q: floats(q_len)?,
+            x: floats(lens.hidden)?,
+            normed: floats(lens.hidden)?,
+            q: floats(lens.q)?,
             // As wide as the queries: norms of heads swap these buffers.
-            k: floats(q_len)?,
-            v: floats(shape.kv_heads * shape.head_dim)?,
-            heads: floats(q_len)?,
-            parts: DeviceBuffer::new(device, Kind::Activations, parts)?,
-            gate: floats(shape.inner)?,
-            up: floats(shape.inner)?,
-            act: floats(shape.inner)?,
-            logits: floats(shape.vocab)?,
-            quantized: Bytes::new(stream, rows * widest)?,
-            queries: DeviceBuffer::new(device, Kind::Activations, rows)?,
+            k: floats(lens.q)?,
+            v: floats(lens.kv)?,
+            heads: floats(lens.q)?,
+            parts: floats(lens.parts)?,
+            gate: floats(lens.inner)?,
+            up: floats(lens.inner)?,
+            act: floats(lens.inner)?,
+            logits: floats(lens.logits)?,
+            chosen: floats(lens.chosen)?,
+            picked: DeviceBuffer::new(device, Kind::Activations, lens.picked)?,
+            quantized: Bytes::new(stream, lens.quants)?,
+            queries: DeviceBuffer::new(device, Kind::Activations, lens.queries)?,
+            stretches: DeviceBuffer::new(device, Kind::Activations, lens.stretches)?,
             // Entries that no row reaches are read by nobody, and are valid all the same.
-            tables: DeviceBuffer::zeros(stream, Kind::Activations, rows * blocks_of(capacity.context))?,
-            cos: floats(shape.head_dim / 2)?,
-            sin: floats(shape.head_dim / 2)?,
+            tables: DeviceBuffer::zeros(stream, Kind::Activations, lens.tables)?,
+            cos: floats(lens.half)?,
+            sin: floats(lens.half)?,
         })
     }
 
@@ -63,63 +126,76 @@ impl Workspace {
         stream: &Stream,
         shape: &Shape,
         capacity: &Capacity,
-        rows: &[Row<'_>],
+        parts: &[Part<'_>],
+        layout: &Layout,
     ) -> Result<(), Error> {
-        check(shape, capacity, rows)?;
+        check(shape, capacity, parts)?;
         let stride = blocks_of(capacity.context);
-        let embeddings: Vec<f32> = rows.iter().flat_map(|row| row.embedding.iter().copied()).collect();
-        let cos: Vec<f32> = rows.iter().flat_map(|row| row.cos.iter().copied()).collect();
-        let sin: Vec<f32> = rows.iter().flat_map(|row| row.sin.iter().copied()).collect();
-        let mut tables = vec![0; rows.len() * stride];
-        let mut queries = Vec::with_capacity(rows.len());
-        for (i, row) in rows.iter().enumerate() {
-            let used = row.position / KV_BLOCK + 1;
-            tables[i * stride..][..used].copy_from_slice(&row.table[..used]);
-            queries.push(query(row.position, i * stride));
+        let parts: Vec<&Part<'_>> = layout.order.iter().map(|&number| &parts[number]).collect();
+        let mut tables = vec![0; parts.len() * stride];
+        let mut queries = Vec::with_capacity(layout.rows);
+        for (i, part) in parts.iter().enumerate() {
+            let rows = part.rows(shape);
+            let used = blocks_of(part.position + rows);
+            tables[i * stride..][..used].copy_from_slice(&part.table[..used]);
+            queries.extend((part.position..part.position + rows).map(|position| query(position, i * stride)));
         }
-        self.x.write(stream, &embeddings)?;
-        self.cos.write(stream, &cos)?;
-        self.sin.write(stream, &sin)?;
+        self.x.write(stream, &joined(&parts, |part| part.embeddings))?;
+        self.cos.write(stream, &joined(&parts, |part| part.cos))?;
+        self.sin.write(stream, &joined(&parts, |part| part.sin))?;
         self.queries.write(stream, &queries)?;
+        if !layout.stretches.is_empty() {
+            self.stretches.write(stream, &layout.stretches)?;
+        }
         self.tables.write(stream, &tables)
     }
 }
 
+fn joined<'a>(parts: &[&Part<'a>], of: impl Fn(&Part<'a>) -> &'a [f32]) -> Vec<f32> {
+    parts.iter().flat_map(|part| of(part)).copied().collect()
+}
+
+fn wrong(argument: &'static str, value: usize, limit: String) -> Result<(), Error> {
+    Err(Error::Value { op: "decode", argument, value, limit })
+}
+
 /// What kernels cannot check: that every row stays within the cache.
-fn check(shape: &Shape, capacity: &Capacity, rows: &[Row<'_>]) -> Result<(), Error> {
-    let wrong = |argument, value, limit: String| Err(Error::Value { op: "decode", argument, value, limit });
-    if rows.len() > capacity.rows {
-        return wrong("rows", rows.len(), format!("at most {}", capacity.rows));
+fn check(shape: &Shape, capacity: &Capacity, parts: &[Part<'_>]) -> Result<(), Error> {
+    let rows: usize = parts.iter().map(|part| part.rows(shape)).sum();
+    if rows > capacity.rows {
+        return wrong("rows", rows, format!("at most {}", capacity.rows));
     }
-    for row in rows {
-        let half = shape.head_dim / 2;
-        let lengths = [
-            ("an embedding", row.embedding.len(), shape.hidden),
-            ("cosines", row.cos.len(), half),
-            ("sines", row.sin.len(), half),
-        ];
-        for (argument, len, needed) in lengths {
-            if len != needed {
-                return Err(Error::Length { op: "decode", argument, len, needed });
-            }
-        }
-        if row.position >= capacity.context {
-            return wrong("a position", row.position, format!("below {}", capacity.context));
-        }
-        let used = row.position / KV_BLOCK + 1;
-        if row.table.len() < used {
-            return Err(Error::Length {
-                op: "decode",
-                argument: "a block table",
-                len: row.table.len(),
-                needed: used,
-            });
-        }
-        if let Some(&block) = row.table[..used].iter().find(|&&block| block as usize >= capacity.blocks) {
-            return wrong("a KV block", block as usize, format!("below {}", capacity.blocks));
+    if parts.len() > capacity.sequences {
+        return wrong("sequences", parts.len(), format!("at most {}", capacity.sequences));
+    }
+    parts.iter().try_for_each(|part| check_part(shape, capacity, part))
+}
+
+fn check_part(shape: &Shape, capacity: &Capacity, part: &Part<'_>) -> Result<(), Error> {
+    let (rows, half) = (part.rows(shape), shape.head_dim / 2);
+    let end = part.position + rows;
+    let used = blocks_of(end);
+    let lengths = [
+        ("embeddings", part.embeddings.len(), rows * shape.hidden),
+        ("cosines", part.cos.len(), rows * half),
+        ("sines", part.sin.len(), rows * half),
+        ("a block table", part.table.len().min(used), used),
+    ];
+    if end > capacity.context {
+        return wrong("a position", end - 1, format!("below {}", capacity.context));
+    }
+    for (argument, len, needed) in lengths {
+        if len != needed {
+            return Err(Error::Length { op: "decode", argument, len, needed });
         }
     }
-    Ok(())
+    if part.wanted.end > rows {
+        return wrong("a wanted row", part.wanted.end, format!("at most {rows}"));
+    }
+    match part.table[..used].iter().find(|&&block| block as usize >= capacity.blocks) {
+        Some(&block) => wrong("a KV block", block as usize, format!("below {}", capacity.blocks)),
+        None => Ok(()),
+    }
 }
 
 /// Rows of activations as bytes.

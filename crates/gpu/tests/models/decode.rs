@@ -1,27 +1,16 @@
 //! Models decoded through the card's launches against the CPU engine's logits, with the driver that runs kernels on the CPU.
 
-use hearth_cuda::decoder::{Capacity, blocks_of};
+use crate::fixtures::{card, converted, files};
+use hearth_cuda::decoder::{Capacity, Wanted, blocks_of};
 use hearth_cuda::ops::paged::CacheElement;
-use hearth_cuda::runtime::{Device, Libraries};
+use hearth_cuda::runtime::Device;
 use hearth_cuda_stand_in::StandIn;
 use hearth_engine::{Activations, LoadedModel, Scorer};
 use hearth_gpu::CardModel;
-use hearth_gpu::model::Token;
+use hearth_gpu::model::Span;
 use hearth_memory::{Budget, Ledger, Tier};
-use hearth_weights::{Error, FormatRef, ModelFiles, TensorMeta, TensorSource, quant};
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::path::Path;
+use hearth_weights::{ModelFiles, quant};
 use std::sync::Arc;
-
-fn files(name: &str) -> ModelFiles {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
-    hearth_weights::open(&fixtures.join(name).join("model")).expect(name)
-}
-
-fn card(driver: &StandIn, budget: Budget) -> Arc<Device> {
-    Device::open_with(0, &Ledger::new(budget), &Libraries::from(driver.path())).expect("a card")
-}
 
 fn tokens_of(files: &ModelFiles, count: usize) -> Vec<u32> {
     (0..count).map(|i| ((i * 11 + 3) % files.config.vocab_size) as u32).collect()
@@ -43,13 +32,22 @@ fn on_card<T: CacheElement>(
     batch: usize,
 ) -> Vec<f32> {
     let blocks = blocks_of(tokens.len());
-    let capacity = Capacity { rows: batch, context: tokens.len(), blocks };
+    let capacity = Capacity { rows: batch, sequences: batch, context: tokens.len(), blocks, host_blocks: 0 };
     let mut model = CardModel::<T>::load(card, files, capacity).expect("it fits");
     // Not in order, so that a table that is ignored shows.
     let table: Vec<u32> = (0..blocks as u32).rev().collect();
-    let place = |(position, &id)| Token { id, position, length: tokens.len(), table: &table };
-    let places: Vec<Token<'_>> = tokens.iter().enumerate().map(place).collect();
-    places.chunks(batch).flat_map(|step| model.step(step).expect("it works")).collect()
+    let mut logits = Vec::new();
+    for (number, tokens) in tokens.chunks(batch).enumerate() {
+        let position = number * batch;
+        let span = span(tokens, position, &table);
+        model.step(&[span], &mut |_, _, row| logits.extend_from_slice(row)).expect("it works");
+    }
+    logits
+}
+
+/// Tokens whose logits are all wanted.
+fn span<'a>(tokens: &'a [u32], position: usize, table: &'a [u32]) -> Span<'a> {
+    Span { tokens, position, length: 0, table, wanted: 0..tokens.len(), what: Wanted::Logits }
 }
 
 /// Greatest difference, relative to the largest logit.
@@ -79,46 +77,10 @@ fn families_of_other_blocks_are_refused_with_those_that_are_not() {
     for name in ["gemma", "starcoder2-full"] {
         let files = files(&format!("parity/{name}"));
         let driver = StandIn::new();
-        let capacity = Capacity { rows: 1, context: 16, blocks: 1 };
+        let capacity = Capacity { rows: 1, sequences: 1, context: 16, blocks: 1, host_blocks: 0 };
         let refused = CardModel::<f32>::load(&card(&driver, Budget::UNLIMITED), &files, capacity);
         let error = refused.err().expect("refused").to_string();
         assert!(error.contains(&files.config.model_type) && error.contains("llama, mistral"), "{error}");
-    }
-}
-
-/// The model with its matrices in `format`.
-struct Held {
-    metas: Vec<TensorMeta>,
-    bytes: BTreeMap<String, Vec<u8>>,
-}
-
-impl TensorSource for Held {
-    fn tensors(&self) -> &[TensorMeta] {
-        &self.metas
-    }
-
-    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, Error> {
-        self.meta(name).map(|_| Cow::Borrowed(&self.bytes[name][..]))
-    }
-}
-
-fn converted(files: &ModelFiles, format: FormatRef) -> ModelFiles {
-    let mut held = Held { metas: Vec::new(), bytes: BTreeMap::new() };
-    for meta in files.tensors.tensors() {
-        let values = files.tensors.read_f32(&meta.name).expect("readable");
-        let format = if meta.shape.len() == 2 { format } else { quant::F32 };
-        let mut bytes = vec![0; values.len() / format.block_len() * format.block_bytes()];
-        assert!(format.quantize(&values, &mut bytes), "{format:?} can be written");
-        held.metas.push(TensorMeta { format, ..meta.clone() });
-        held.bytes.insert(meta.name.clone(), bytes);
-    }
-    ModelFiles {
-        path: files.path.clone(),
-        config: files.config.clone(),
-        hf_config: files.hf_config.clone(),
-        tensors: Box::new(held),
-        tokenizer: hearth_weights::TokenizerFiles::None,
-        chat_template: None,
     }
 }
 
@@ -136,7 +98,7 @@ fn packed_weights_give_the_engines_logits_alone_in_a_batch_and_recorded() {
         let distance = distance(&alone, &want);
         assert!(distance < 1e-4, "{format:?}: {distance:e}");
         assert_eq!(driver.count("graphs"), 39, "every step but the first is one launch");
-        for batch in [3, 8] {
+        for batch in [3, 16, 25] {
             let together = on_card::<half::f16>(&card, &files, &tokens, batch);
             assert!(together == alone, "{format:?}: {batch} rows at a time");
         }
@@ -184,22 +146,22 @@ fn smaller_caches_stay_near_and_take_less() {
 fn a_budget_too_small_and_rows_that_do_not_fit_are_sentences() {
     let files = files("tiny-chat");
     let driver = StandIn::new();
-    let capacity = Capacity { rows: 1, context: 32, blocks: 2 };
+    let capacity = Capacity { rows: 1, sequences: 1, context: 32, blocks: 2, host_blocks: 0 };
     let small = card(&driver, Budget::device(1000));
     let refused = CardModel::<f32>::load(&small, &files, capacity).err().expect("1000 bytes hold no model");
     assert!(refused.to_string().starts_with("device tier: needs "), "{refused}");
     let card = card(&driver, Budget::UNLIMITED);
     let mut model = CardModel::<f32>::load(&card, &files, capacity).expect("it fits");
-    let token = Token { id: 1, position: 0, length: 1, table: &[0] };
-    let mut sentence = |tokens: &[Token<'_>]| model.step(tokens).expect_err("refused").to_string();
-    assert_eq!(sentence(&[token, token]), "decode: rows is 2, at most 1 is needed");
-    assert_eq!(sentence(&[Token { position: 32, ..token }]), "decode: a position is 32, below 32 is needed");
-    assert_eq!(
-        sentence(&[Token { position: 16, ..token }]),
-        "decode: a block table has 1 elements, 2 are needed"
-    );
-    assert_eq!(sentence(&[Token { table: &[2], ..token }]), "decode: a KV block is 2, below 2 is needed");
-    assert_eq!(sentence(&[Token { id: 1 << 20, ..token }]), "token 1048576 is outside the vocabulary of 320");
+    let mut sentence =
+        |spans: &[Span<'_>]| model.step(spans, &mut |_, _, _| ()).expect_err("refused").to_string();
+    let one = span(&[1], 0, &[0]);
+    assert_eq!(sentence(&[span(&[1, 1], 0, &[0])]), "decode: rows is 2, at most 1 is needed");
+    assert_eq!(sentence(&[one.clone(), span(&[], 0, &[0])]), "decode: sequences is 2, at most 1 is needed");
+    assert_eq!(sentence(&[span(&[1], 32, &[0])]), "decode: a position is 32, below 32 is needed");
+    assert_eq!(sentence(&[span(&[1], 16, &[0])]), "decode: a block table has 1 elements, 2 are needed");
+    assert_eq!(sentence(&[span(&[1], 0, &[2])]), "decode: a KV block is 2, below 2 is needed");
+    assert_eq!(sentence(&[Span { wanted: 0..2, ..one }]), "decode: a wanted row is 2, at most 1 is needed");
+    assert_eq!(sentence(&[span(&[1 << 20], 0, &[0])]), "token 1048576 is outside the vocabulary of 320");
 }
 
 #[test]
@@ -207,11 +169,11 @@ fn a_card_lost_between_steps_ends_with_a_sentence() {
     let files = files("tiny-chat");
     let driver = StandIn::new();
     let card = card(&driver, Budget::UNLIMITED);
-    let capacity = Capacity { rows: 1, context: 32, blocks: 2 };
+    let capacity = Capacity { rows: 1, sequences: 1, context: 32, blocks: 2, host_blocks: 0 };
     let mut model = CardModel::<f32>::load(&card, &files, capacity).expect("it fits");
-    let token = |position| Token { id: 1, position, length: 1, table: &[0, 1] };
-    model.step(&[token(0)]).expect("it works");
+    let mut step = |position| model.step(&[span(&[1], position, &[0, 1])], &mut |_, _, _| ());
+    step(0).expect("it works");
     driver.set("launches", 0);
-    let error = model.step(&[token(1)]).expect_err("the card is gone").to_string();
+    let error = step(1).expect_err("the card is gone").to_string();
     assert!(error.starts_with("the card was lost at cu"), "{error}");
 }

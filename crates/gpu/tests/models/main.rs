@@ -1,0 +1,4 @@
+//! Whole models on a card.
+
+mod decode;
+mod fixtures;
