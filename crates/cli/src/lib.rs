@@ -31,6 +31,7 @@ pub mod ranks;
 pub mod recipe;
 pub mod resolve;
 pub mod running;
+pub mod running_on_card;
 pub mod tiers;
 pub mod training;
 pub mod ui;

@@ -1,14 +1,15 @@
 //! A model in memory, ready to answer: what `generate`, `chat`, `serve` and their kin start from.
 
 use crate::commands::plan::serving;
-use crate::exit::usage;
+use crate::exit::{TryAgain, usage};
 use crate::golden;
 use crate::open::Model;
+use crate::running_on_card as card;
 use crate::ui::{Ui, bytes};
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use hearth_engine::api::{Adapter, Event, FinishReason, Request, Sampling};
 use hearth_engine::{
-    Activations, Aim, Arithmetic, Crowd, Engine, EngineConfig, EngineHandle, KvType, LoadedModel,
+    Activations, Aim, Arithmetic, Crowd, Engine, EngineConfig, EngineHandle, KvType, LoadedModel, Scorer,
     Speculation, WeightPlan, footprint,
 };
 use hearth_memory::{Budget, Kind, Ledger, Tier};
@@ -28,7 +29,10 @@ pub struct ModelArgs {
     /// for the requests that name it, and may be given several times
     #[arg(long, value_name = "[NAME=]DIR")]
     pub adapter: Vec<AdapterArg>,
-    /// Byte limit: 600MiB, or device=600MiB,host=1GiB
+    /// What computes: cpu, or a card as cuda:0 [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Byte limit: 600MiB, or device=600MiB,host=1GiB; a card's is nine tenths of what is free on it unless you say
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
     /// What quantized weights multiply: f32, or int8 (activations rounded in blocks of 32, several times as fast)
@@ -141,14 +145,43 @@ impl ModelArgs {
         }
     }
 
-    /// Opens the model's files and reads its weights into memory; `activations` unless the user named others.
+    /// Opens the model's files; golden prompts are checked if that is wanted.
     ///
     /// # Errors
-    /// Files that are missing or damaged, a budget too small, golden prompts that do not give their logits.
-    pub fn load(&self, activations: Activations, ui: &Ui) -> anyhow::Result<(Model, LoadedModel)> {
+    /// Files that are missing or damaged, golden prompts that do not give their logits.
+    pub fn open(&self, ui: &Ui) -> anyhow::Result<Model> {
         self.without_names()?;
+        self.open_base(ui)
+    }
+
+    /// Scores sequences of up to `context` tokens; `activations` unless the user named others.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, a budget too small.
+    pub fn scorer(
+        &self,
+        model: &Model,
+        activations: Activations,
+        context: usize,
+        ui: &Ui,
+    ) -> anyhow::Result<Scorer> {
+        if let Some(ordinal) = card::ordinal(self.device.as_deref())? {
+            return card::scorer(self, model, ordinal, context);
+        }
         let alone = EngineConfig { max_seqs: 1, ..EngineConfig::default() };
-        self.load_base(activations, &alone, &Ledger::new(self.budget()?), ui)
+        let loaded = self.load(model, activations, &alone, &Ledger::new(self.budget()?), ui)?;
+        Ok(Scorer::new(loaded, context)?)
+    }
+
+    /// Refuses a card where only the CPU can be meant.
+    ///
+    /// # Errors
+    /// A sentence that ends with what to do `instead`.
+    pub fn on_cpu(&self, instead: &str) -> anyhow::Result<()> {
+        match card::ordinal(self.device.as_deref())? {
+            None => Ok(()),
+            Some(ordinal) => Err(usage(format!("--device cuda:{ordinal}: {instead}"))),
+        }
     }
 
     fn without_names(&self) -> anyhow::Result<()> {
@@ -159,23 +192,27 @@ impl ModelArgs {
         )))
     }
 
-    /// As [`ModelArgs::load`] for an engine within these bounds, whatever adapters have names.
-    fn load_base(
-        &self,
-        activations: Activations,
-        config: &EngineConfig,
-        ledger: &Ledger,
-        ui: &Ui,
-    ) -> anyhow::Result<(Model, LoadedModel)> {
+    fn open_base(&self, ui: &Ui) -> anyhow::Result<Model> {
         let model = Model::open_adapted(&self.model, self.merged_adapter()?, ui)?;
         if self.verify_golden {
             verify_golden(&self.model, &model, ui)?;
         }
+        Ok(model)
+    }
+
+    /// Reads a model's weights into memory for an engine within these bounds.
+    fn load(
+        &self,
+        model: &Model,
+        activations: Activations,
+        config: &EngineConfig,
+        ledger: &Ledger,
+        ui: &Ui,
+    ) -> anyhow::Result<LoadedModel> {
         let activations = self.activations.unwrap_or(activations);
         let arithmetic = Arithmetic { activations, kv_type: self.kv_dtype };
         let aim = self.placement.aim(&model.files, arithmetic, config, ledger, ui)?;
-        let loaded = LoadedModel::load_aimed(&model.files, arithmetic, aim, ledger, &|_| ())?;
-        Ok((model, loaded))
+        Ok(LoadedModel::load_aimed(&model.files, arithmetic, aim, ledger, &|_| ())?)
     }
 }
 
@@ -380,8 +417,7 @@ impl Running {
     pub fn start(args: &ModelArgs, max_seqs: usize, ui: &Ui) -> anyhow::Result<Self> {
         args.without_names()?;
         let config = EngineConfig { max_seqs, ..EngineConfig::default() };
-        let (model, loaded) = args.load_base(Activations::Int8, &config, &Ledger::new(args.budget()?), ui)?;
-        Self::run(args, model, loaded, None, config, ui)
+        Self::start_serving(args, &SpeculationArgs::default(), config, ui)
     }
 
     /// The same for any bounds, with the adapters that have names, and with tokens guessed in advance.
@@ -394,12 +430,19 @@ impl Running {
         config: EngineConfig,
         ui: &Ui,
     ) -> anyhow::Result<Self> {
-        let ledger = Ledger::new(args.budget()?);
         let config = EngineConfig { speculation: guesses.speculation(), ..config };
+        if let Some(ordinal) = card::ordinal(args.device.as_deref())? {
+            card::refuse(args, guesses, &config)?;
+            let model = args.open_base(ui)?;
+            let engine = card::start(args, &model, ordinal, config, ui)?;
+            return Ok(Self { model, engine, adapters: Vec::new() });
+        }
+        let ledger = Ledger::new(args.budget()?);
         // Streamed weights leave room for evicted KV blocks.
         let evicted = ledger.charge(Tier::Host, Kind::KvCache, config.kv_host_bytes).context("--kv-host")?;
         let Some(path) = &guesses.draft else {
-            let (model, loaded) = args.load_base(Activations::Int8, &config, &ledger, ui)?;
+            let model = args.open_base(ui)?;
+            let loaded = args.load(&model, Activations::Int8, &config, &ledger, ui)?;
             drop(evicted);
             return Self::run(args, model, loaded, None, config, ui);
         };
@@ -407,7 +450,8 @@ impl Running {
         // The model's weights leave room for the other's cache.
         let room = footprint::draft_room(guessing.config(), guessing.kv_type());
         let room = ledger.charge(Tier::Device, Kind::KvCache, room)?;
-        let (model, loaded) = args.load_base(Activations::Int8, &config, &ledger, ui)?;
+        let model = args.open_base(ui)?;
+        let loaded = args.load(&model, Activations::Int8, &config, &ledger, ui)?;
         drop((room, evicted));
         check_draft(path, &draft, &model)?;
         ui.note(format!("guesses by {}: {}", path.display(), weights(&guessing)));
@@ -474,7 +518,7 @@ impl Running {
                 Some(Event::Prompt(_) | Event::Embedding(_)) => {}
                 Some(Event::Finished { reason, .. }) => break reason,
                 Some(Event::Overdue { limit }) => bail!("it was not begun within {limit:?}"),
-                Some(Event::Failed(why)) => bail!("the engine could not go on: {why}"),
+                Some(Event::Failed(why)) => return Err(self.failed(why)),
                 None => bail!("the engine ended before the generation did"),
             }
         };
@@ -486,6 +530,16 @@ impl Running {
             tokens,
             reason,
         })
+    }
+}
+
+impl Running {
+    /// Where the engine is gone with the request, another process may do better.
+    fn failed(&self, why: String) -> anyhow::Error {
+        match self.engine.failure() {
+            Some(failure) => TryAgain(failure).into(),
+            None => anyhow!("the engine could not go on: {why}"),
+        }
     }
 }
 

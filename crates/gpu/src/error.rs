@@ -10,6 +10,9 @@ pub enum Error {
     /// The model's architecture.
     #[error(transparent)]
     Model(#[from] hearth_model::Error),
+    /// Block formats multiply rounded activations alone.
+    #[error("a card multiplies quantized weights by 8-bit activations alone; leave --activations f32 out")]
+    Activations,
     /// A token outside the vocabulary.
     #[error("token {token} is outside the vocabulary of {vocab}")]
     Token {
@@ -48,6 +51,13 @@ pub enum Error {
         /// What it may be stored as.
         known: String,
     },
+}
+
+impl Error {
+    /// Whether the card is gone for this process.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Error::Card(error) if error.is_lost())
+    }
 }
 
 impl From<hearth_memory::Error> for Error {

@@ -14,7 +14,7 @@ use crate::probe::{self, Peaks};
 use crate::running::ModelArgs;
 use crate::ui::{Report, Ui, bytes, table};
 use hearth_data::{Loader, Sequence};
-use hearth_engine::{Activations, Scorer};
+use hearth_engine::Activations;
 use hearth_kernels::PackedMatrix;
 use hearth_model::{Group, ParamSpec};
 use hearth_train::optim::StateDtype;
@@ -138,15 +138,19 @@ pub fn run(command: &BenchCommand, ui: &Ui) -> anyhow::Result<Option<BenchReport
     })
 }
 
+/// Figures here are shares of what this machine's processor and memory reach.
+const NOT_A_CARD: &str = "this measures the CPU; hearth gpu bench measures cards";
+
 /// `peaks` are measured when nothing is left to be refused.
 fn prefill(args: &PrefillBench, peaks: impl FnOnce() -> Peaks, ui: &Ui) -> anyhow::Result<ModelReport> {
     at_least_one("--tokens", args.tokens)?;
     at_least_one("--repeat", args.repeat)?;
-    let (model, loaded) = args.model.load(Activations::Int8, ui)?;
+    args.model.on_cpu(NOT_A_CARD)?;
+    let model = args.model.open(ui)?;
     let flops = forward_flops(&model.files, args.tokens)?;
     let tokens = random_tokens(args.tokens, model.files.config.vocab_size);
+    let mut scorer = args.model.scorer(&model, Activations::Int8, args.tokens, ui)?;
     let peaks = peaks();
-    let mut scorer = Scorer::new(loaded, args.tokens)?;
     let last = args.tokens - 1..args.tokens;
     let samples = repeated(args.repeat, || {
         let start = Instant::now();
@@ -158,6 +162,7 @@ fn prefill(args: &PrefillBench, peaks: impl FnOnce() -> Peaks, ui: &Ui) -> anyho
 
 /// As [`prefill`].
 fn train(args: &TrainBench, peaks: impl FnOnce() -> Peaks, ui: &Ui) -> anyhow::Result<ModelReport> {
+    args.model.on_cpu(NOT_A_CARD)?;
     at_least_one("--batch", args.batch)?;
     at_least_one("--steps", args.steps)?;
     if args.seq < 2 {

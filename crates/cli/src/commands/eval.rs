@@ -4,7 +4,7 @@ use crate::exit::usage;
 use crate::running::ModelArgs;
 use crate::ui::{Report, Ui, table};
 use anyhow::Context;
-use hearth_engine::{Activations, Scorer};
+use hearth_engine::Activations;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -48,7 +48,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<EvalReport> {
     let path = &args.perplexity;
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read the text {}", path.display()))?;
-    let (model, loaded) = args.model.load(Activations::F32, ui)?;
+    let model = args.model.open(ui)?;
     let mut tokens = model.need_tokenizer("perplexity of a text needs one")?.encode(&text, true)?;
     tokens.truncate(args.tokens.unwrap_or(usize::MAX));
     let longest = model.files.config.max_position_embeddings.min(DEFAULT_CONTEXT);
@@ -61,7 +61,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<EvalReport> {
     if tokens.len() < 2 {
         return Err(usage(format!("{} has {} tokens, at least 2 are needed", path.display(), tokens.len())));
     }
-    let mut scorer = Scorer::new(loaded, context.min(tokens.len()))?;
+    let mut scorer = args.model.scorer(&model, Activations::F32, context.min(tokens.len()), ui)?;
     let (mut sum, mut predictions) = (0.0, 0);
     let windows = tokens.chunks(context);
     let progress = ui.bar(windows.len() as u64);

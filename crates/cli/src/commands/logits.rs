@@ -3,7 +3,7 @@
 use crate::exit::usage;
 use crate::running::{ModelArgs, check_tokens, parse_tokens};
 use crate::ui::{Report, Ui};
-use hearth_engine::{Activations, Scorer};
+use hearth_engine::Activations;
 use serde::Serialize;
 
 /// Prints the logits after given tokens.
@@ -33,11 +33,12 @@ pub struct LogitsReport {
 /// A model that cannot be loaded, tokens it does not have.
 pub fn run(args: &LogitsArgs, ui: &Ui) -> anyhow::Result<LogitsReport> {
     let tokens = parse_tokens(&args.tokens).map_err(|e| usage(format!("--tokens: {e}")))?;
-    let (model, loaded) = args.model.load(Activations::F32, ui)?;
+    let model = args.model.open(ui)?;
     check_tokens(&tokens, model.files.config.vocab_size)?;
     let wanted = if args.all { 0 } else { tokens.len() - 1 }..tokens.len();
     let mut logits = Vec::with_capacity(wanted.len());
-    Scorer::new(loaded, tokens.len())?.score(&tokens, wanted, |_, row| logits.push(row.to_vec()))?;
+    let mut scorer = args.model.scorer(&model, Activations::F32, tokens.len(), ui)?;
+    scorer.score(&tokens, wanted, |_, row| logits.push(row.to_vec()))?;
     Ok(LogitsReport { logits })
 }
 

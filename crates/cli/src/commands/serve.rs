@@ -4,7 +4,7 @@ pub mod log;
 pub mod recorder;
 pub mod traces;
 
-use crate::exit::usage;
+use crate::exit::{TryAgain, usage};
 use crate::fingerprint::fingerprint;
 use crate::interrupt::Interrupt;
 use crate::open::Model;
@@ -150,7 +150,7 @@ pub fn run(args: &ServeArgs, ui: &Ui) -> anyhow::Result<ServeReport> {
     } else {
         ui.stream(&(line + "\n"))?
     }
-    while !interrupt.raised() && !server.thread.is_finished() {
+    while !interrupt.raised() && !server.thread.is_finished() && server.engine.failure().is_none() {
         std::thread::sleep(Duration::from_millis(50));
     }
     ui.note("finishing what is in flight …");
@@ -197,12 +197,15 @@ impl Server {
     /// Takes no more requests, finishes those in flight and ends.
     ///
     /// # Errors
-    /// Requests that outlived the drain timeout, a listener that failed.
+    /// Requests that outlived the drain timeout, a listener that failed, an engine that ended by itself.
     pub fn stop(self) -> anyhow::Result<ServeReport> {
         let url = self.url();
         drop(self.stop);
         let ended = self.thread.join().map_err(|_| anyhow!("the server's thread panicked"))?;
         self.engine.shutdown();
+        if let Some(failure) = self.engine.failure() {
+            return Err(TryAgain(failure).into());
+        }
         ended?;
         let stats = self.engine.stats();
         Ok(ServeReport {

@@ -14,4 +14,5 @@ mod plan;
 mod ranks;
 mod real_weights;
 mod serving;
+mod serving_on_card;
 mod support;

@@ -1,6 +1,8 @@
 //! `hearth bench decode`: tokens per second while one or several sequences generate.
 
-use super::{ModelReport, at_least_one, bytes_per_token, forward_flops, random_tokens, repeated, report};
+use super::{
+    ModelReport, NOT_A_CARD, at_least_one, bytes_per_token, forward_flops, random_tokens, repeated, report,
+};
 use crate::exit::usage;
 use crate::probe::Peaks;
 use crate::running::{ModelArgs, Running};
@@ -41,6 +43,7 @@ pub(super) fn decode(
         let what = format!("-n is {}, it must be at least 2 to measure what lies between tokens", args.n);
         return Err(usage(what));
     }
+    args.model.on_cpu(NOT_A_CARD)?;
     let peaks = peaks();
     let running = Running::start(&args.model, args.batch, ui)?;
     let files = &running.model.files;
