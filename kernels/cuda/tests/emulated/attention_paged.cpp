@@ -48,7 +48,7 @@ Buffer<float> attend(const Kernels<T>& kernels, const Shape& s, const Pages& p, 
     return y;
 }
 
-// All rows of all sequences in pieces, as prompts are read: the bits of a row alone.
+// The first piece and the last ones of every sequence, as prompts are read: the bits of a row alone.
 const int PIECE = 90;
 
 template <typename T>
@@ -56,10 +56,15 @@ void reads_alike(const Kernels<T>& kernels, const Shape& s, const Pages& p, cons
     Random r(s.d + 1);
     size_t width = s.heads * s.d;
     auto q = random<float>(r, tokens.size() * width, 2);
-    // Some rows of each sequence, its last among them.
+    auto is_read = [&](int at, int length) { return at < PIECE || at / PIECE * PIECE + 2 * PIECE > length; };
+    // Some of their rows, the last among them.
     Buffer<size_t> some;
-    for (size_t i = 0; i < tokens.size(); i++)
-        if (tokens[i].position % 61 == 17 || i + 1 == tokens.size() || tokens[i + 1].position == 0) some.push_back(i);
+    size_t start = 0;
+    for (int length : s.lengths) {
+        for (int at = 0; at < length; at++)
+            if (is_read(at, length) && (at % 61 == 17 || at + 1 == length)) some.push_back(start + at);
+        start += length;
+    }
     auto of = [&](const Buffer<float>& x) {
         Buffer<float> rows;
         for (size_t i : some) rows.insert(rows.end(), x.begin() + i * width, x.begin() + (i + 1) * width);
@@ -74,7 +79,7 @@ void reads_alike(const Kernels<T>& kernels, const Shape& s, const Pages& p, cons
     for (size_t i = 0; i < s.lengths.size(); i++)
         for (int at = 0; at < s.lengths[i]; at += PIECE) {
             u32 rows = std::min(PIECE, s.lengths[i] - at);
-            for (u32 first = 0; first < rows * group; first += at_once) stretches.push_back({row, rows, u32(at), p.starts[i], first});
+            for (u32 first = 0; is_read(at, s.lengths[i]) && first < rows * group; first += at_once) stretches.push_back({row, rows, u32(at), p.starts[i], first});
             row += rows;
         }
     Buffer<float> y(q.size(), NAN);
