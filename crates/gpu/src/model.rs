@@ -65,7 +65,7 @@ impl<T: CacheElement> CardModel<T> {
         Ok(self.decoder.move_blocks(moves)?)
     }
 
-    /// Why copies of KV blocks are slower than they could be, if they are.
+    /// Why copies are slower than they could be, if they are.
     pub fn refusal(&self) -> Option<&str> {
         self.decoder.refusal()
     }

@@ -153,8 +153,6 @@ pub struct Decoder<T> {
     /// Kernels of a step in which each sequence has a row, by their number: `None` until they have all been launched once.
     recorded: HashMap<usize, Option<Recorded>>,
     records: bool,
-    /// What was read back last.
-    values: Vec<f32>,
     // Last: what was made with it goes first.
     stream: Stream,
 }
@@ -189,9 +187,9 @@ impl<T: CacheElement> Decoder<T> {
         let slots = Some(capacity.host_blocks).filter(|&slots| slots > 0);
         let evicted = slots.map(|slots| Evicted::new(device, slots, cache.len(), bytes)).transpose()?;
         let space = Workspace::new(&stream, &shape, &capacity)?;
-        let (recorded, values) = (HashMap::new(), Vec::new());
+        let recorded = HashMap::new();
         let records = true;
-        Ok(Self { shape, capacity, layers, head, cache, evicted, space, recorded, records, values, stream })
+        Ok(Self { shape, capacity, layers, head, cache, evicted, space, recorded, records, stream })
     }
 
     /// Whether steps are recorded and sent with one launch from the second of a size on; they are unless told otherwise.
@@ -217,9 +215,9 @@ impl<T: CacheElement> Decoder<T> {
         }
     }
 
-    /// Why copies of KV blocks are slower than they could be, if they are.
+    /// Why copies are slower than they could be, if they are.
     pub fn refusal(&self) -> Option<&str> {
-        self.evicted.as_ref().and_then(Evicted::refusal)
+        self.evicted.as_ref().and_then(Evicted::refusal).or(self.space.refusal())
     }
 
     /// Computes a step's rows and hands over what is wanted of them, in order. The output matrix meets no other row.
@@ -278,7 +276,7 @@ impl<T: CacheElement> Decoder<T> {
         layout: &Layout,
         each: &mut EachRow<'_>,
     ) -> Result<(), Error> {
-        let Self { shape, head, space, stream, values, .. } = self;
+        let Self { shape, head, space, stream, .. } = self;
         let what = |wanted: &WantedRow| parts[wanted.part].what;
         let alike = layout.wanted.chunk_by(|a, b| what(a) == what(b));
         for wanted in alike.flat_map(|rows| rows.chunks(HEAD_ROWS)) {
@@ -286,12 +284,11 @@ impl<T: CacheElement> Decoder<T> {
             if !layout.head_is_sent() {
                 finish(stream, shape, head, space, (layout, wanted, what))?;
             }
-            let (from, width) = match what {
-                Wanted::Logits => (&space.logits, shape.vocab),
-                Wanted::Vectors => (&space.normed, shape.hidden),
+            let width = match what {
+                Wanted::Logits => shape.vocab,
+                Wanted::Vectors => shape.hidden,
             };
-            values.resize(wanted.len() * width, 0.0);
-            from.read(stream, values)?;
+            let values = space.read(stream, what, wanted.len() * width)?;
             for (row, values) in wanted.iter().zip(values.chunks_exact(width)) {
                 each(row.part, row.index, values);
             }

@@ -1,11 +1,13 @@
 //! What a step computes in.
 
 use super::weights::Matrix;
-use super::{Capacity, HEAD_ROWS, Layout, Part, Shape, blocks_of, query};
+use super::{Capacity, HEAD_ROWS, Layout, Part, Shape, Wanted, blocks_of, query};
 use crate::ops::paged::{Query, Stretch};
 use crate::ops::quant::{PIECE, Quantized, quantize_rows};
-use crate::runtime::{DeviceBuffer, Error, Stream, View};
+use crate::runtime::{DeviceBuffer, Error, PinnedBuffer, Stream, View};
+use bytemuck::Pod;
 use hearth_memory::Kind;
+use std::marker::PhantomData;
 
 /// Values between kernels, for as many rows as the capacity says.
 pub(super) struct Workspace {
@@ -29,6 +31,10 @@ pub(super) struct Workspace {
     pub tables: DeviceBuffer<u32>,
     pub cos: DeviceBuffer<f32>,
     pub sin: DeviceBuffer<f32>,
+    /// What a step brings to the card passes through here, so that no copy is waited for.
+    inbox: PinnedBuffer,
+    /// What it gives comes here.
+    outbox: PinnedBuffer,
 }
 
 /// Most bytes that the parts of long sequences take: attention goes through fewer rows at a time rather than hold more.
@@ -75,6 +81,12 @@ impl Lens {
         }
     }
 
+    /// Of what a step brings to the card.
+    fn inbox(&self) -> usize {
+        let words = self.hidden + 2 * self.half + self.tables;
+        4 * words + size_of::<Query>() * self.queries + size_of::<Stretch>() * self.stretches
+    }
+
     pub fn bytes(&self) -> u64 {
         let floats = 2 * self.hidden
             + 3 * self.q
@@ -117,6 +129,8 @@ impl Workspace {
             tables: DeviceBuffer::zeros(stream, Kind::Activations, lens.tables)?,
             cos: floats(lens.half)?,
             sin: floats(lens.half)?,
+            inbox: PinnedBuffer::new(device, Kind::Staging, lens.inbox())?,
+            outbox: PinnedBuffer::new(device, Kind::Staging, 4 * lens.logits.max(lens.chosen))?,
         })
     }
 
@@ -140,14 +154,69 @@ impl Workspace {
             tables[i * stride..][..used].copy_from_slice(&part.table[..used]);
             queries.extend((part.position..part.position + rows).map(|position| query(position, i * stride)));
         }
-        self.x.write(stream, &joined(&parts, |part| part.embeddings))?;
-        self.cos.write(stream, &joined(&parts, |part| part.cos))?;
-        self.sin.write(stream, &joined(&parts, |part| part.sin))?;
-        self.queries.write(stream, &queries)?;
-        if !layout.stretches.is_empty() {
-            self.stretches.write(stream, &layout.stretches)?;
+        let mut inbox = Inbox::new(&mut self.inbox)?;
+        let embeddings = inbox.put(&joined(&parts, |part| part.embeddings));
+        let cos = inbox.put(&joined(&parts, |part| part.cos));
+        let sin = inbox.put(&joined(&parts, |part| part.sin));
+        let (queries, tables) = (inbox.put(&queries), inbox.put(&tables));
+        let stretches = inbox.put(&layout.stretches);
+        embeddings.send(&mut self.inbox, stream, &mut self.x)?;
+        cos.send(&mut self.inbox, stream, &mut self.cos)?;
+        sin.send(&mut self.inbox, stream, &mut self.sin)?;
+        queries.send(&mut self.inbox, stream, &mut self.queries)?;
+        tables.send(&mut self.inbox, stream, &mut self.tables)?;
+        stretches.send(&mut self.inbox, stream, &mut self.stretches)
+    }
+
+    /// The first `len` values that something wanted has, after everything the stream was sent.
+    pub fn read(&mut self, stream: &Stream, what: Wanted, len: usize) -> Result<&[f32], Error> {
+        let from = match what {
+            Wanted::Logits => &self.logits,
+            Wanted::Vectors => &self.normed,
+        };
+        self.outbox.fetch(stream, len, from, 0)?;
+        Ok(bytemuck::cast_slice(&self.outbox.bytes()?[..4 * len]))
+    }
+
+    /// Why copies are slower than they could be, if they are.
+    pub fn refusal(&self) -> Option<&str> {
+        self.inbox.refusal().or(self.outbox.refusal())
+    }
+}
+
+/// Fills pinned memory from its start.
+struct Inbox<'a> {
+    bytes: &'a mut [u8],
+    used: usize,
+}
+
+/// Elements that lie in pinned memory.
+struct Lying<T> {
+    first: usize,
+    len: usize,
+    _element: PhantomData<T>,
+}
+
+impl<'a> Inbox<'a> {
+    /// Waits until the last step's copies are done.
+    fn new(memory: &'a mut PinnedBuffer) -> Result<Self, Error> {
+        Ok(Self { bytes: memory.bytes()?, used: 0 })
+    }
+
+    fn put<T: Pod>(&mut self, values: &[T]) -> Lying<T> {
+        let (first, bytes) = (self.used, bytemuck::cast_slice(values));
+        self.used += bytes.len();
+        self.bytes[first..self.used].copy_from_slice(bytes);
+        Lying { first, len: values.len(), _element: PhantomData }
+    }
+}
+
+impl<T: Pod> Lying<T> {
+    fn send(self, from: &mut PinnedBuffer, stream: &Stream, to: &mut DeviceBuffer<T>) -> Result<(), Error> {
+        match self.len {
+            0 => Ok(()),
+            len => from.send_from(stream, self.first, len, to, 0),
         }
-        self.tables.write(stream, &tables)
     }
 }
 
