@@ -5,8 +5,8 @@ use crate::open::Model;
 use crate::running::{ModelArgs, PlacementAim, SpeculationArgs};
 use crate::ui::{Ui, bytes};
 use hearth_cuda::driver::Driver;
-use hearth_cuda::runtime::Device;
 use hearth_cuda::runtime::device::ordinal_of;
+use hearth_cuda::runtime::{self, Device};
 use hearth_engine::{Activations, Arithmetic, Engine, EngineConfig, EngineHandle, Scorer};
 use hearth_gpu::{CardBackend, Error};
 use hearth_memory::{Budget, Ledger, Size, Tier};
@@ -64,7 +64,7 @@ pub fn start(
 ) -> anyhow::Result<EngineHandle> {
     let card = open(args, ordinal)?;
     let tell = |sentence: &str| ui.note(sentence);
-    let engine = Engine::start_on(backend(args, &card, model)?.telling(&tell), config)?;
+    let engine = Engine::start_on(backend(args, &card, model)?.telling(&tell), config).map_err(refused)?;
     let stats = engine.stats();
     ui.note(format!(
         "{}: {} of weights and {} of KV cache on {}",
@@ -82,7 +82,16 @@ pub fn start(
 /// As [`start`].
 pub fn scorer(args: &ModelArgs, model: &Model, ordinal: usize, context: usize) -> anyhow::Result<Scorer> {
     let card = open(args, ordinal)?;
-    Ok(Scorer::on(backend(args, &card, model)?, context)?)
+    Scorer::on(backend(args, &card, model)?, context).map_err(refused)
+}
+
+/// A machine without a compiler is not the model's fault.
+fn refused(error: hearth_engine::Error) -> anyhow::Error {
+    let hearth_engine::Error::Device(cause) = &error else { return error.into() };
+    match cause.downcast_ref() {
+        Some(Error::Card(runtime::Error::Nvrtc(_))) => usage(error.to_string()),
+        _ => error.into(),
+    }
 }
 
 /// Of a card nobody limited, this share of what is free is ours: the driver needs memory for kernels and recorded steps.

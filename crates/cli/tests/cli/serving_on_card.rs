@@ -74,6 +74,16 @@ fn what_keeps_a_card_from_serving_is_one_sentence_and_an_exit_code() {
         assert!(output.status.code() == Some(code) && said.contains(sentence), "{more:?}: {output:?}");
         assert_eq!(said.trim_end().lines().count(), 1, "{said}");
     }
+    let arguments = [&["generate", &model, "--device", "cuda:0"][..], &PROMPT].concat();
+    let mut command = with(&driver, "", &arguments);
+    let output =
+        command.env("HEARTH_NVRTC", "/nonexistent/libnvrtc.so.12").output().expect("the binary starts");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("NVRTC, CUDA's run-time compiler, cannot be loaded"),
+        "{}",
+        stderr(&output)
+    );
     let mut none = hearth(&[&["generate", &model, "--device", "cuda:0"][..], &PROMPT].concat());
     let output =
         none.env("HEARTH_CUDA_DRIVER", "/nonexistent/libcuda.so.1").output().expect("the binary starts");
