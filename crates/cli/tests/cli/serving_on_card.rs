@@ -11,8 +11,8 @@ use std::process::{Command, Output, Stdio};
 fn with(driver: &StandIn, settings: &str, arguments: &[&str]) -> Command {
     let mut command = hearth(arguments);
     command.env("HEARTH_CUDA_DRIVER", driver.path()).env("HEARTH_NVRTC", driver.path());
-    // Compiled kernels belong to one stand-in.
-    command.env("HEARTH_STAND_IN", settings).env("XDG_CACHE_HOME", "/nonexistent");
+    // No cache: compiled kernels belong to one stand-in, and where a file stands no folder is made.
+    command.env("HEARTH_STAND_IN", settings).env("XDG_CACHE_HOME", "/dev/null");
     command
 }
 

@@ -53,8 +53,9 @@ impl<T: Compute> Accelerator for OnCard<T> {
         rule: &dyn Fn(f32) -> Step,
     ) -> Result<Measure, Failure> {
         let batches: Vec<Packed<'_>> = batches.iter().map(Packed::from).collect();
-        let rule =
-            |gradient_scale| rule(gradient_scale).adamw().expect("other optimizers are refused before the run");
+        let rule = |gradient_scale| {
+            rule(gradient_scale).adamw().expect("other optimizers are refused before the run")
+        };
         let report =
             self.trainer.with(&batches, |trainer, batches| trainer.step(batches, clip_norm, rule))?;
         Ok(Measure { loss: report.loss, grad_norm: report.grad_norm })
