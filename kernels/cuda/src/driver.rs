@@ -23,8 +23,11 @@ const NO_DEVICE: c_int = 100;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No library.
-    #[error("no NVIDIA driver: libcuda.so.1 cannot be loaded")]
-    Missing,
+    #[error("no NVIDIA driver: {library} cannot be loaded")]
+    Missing {
+        /// Its path or name.
+        library: String,
+    },
     /// A library without what every driver has.
     #[error("{library} is not an NVIDIA driver: it lacks {function}")]
     Foreign {
@@ -54,6 +57,12 @@ pub enum Error {
         /// What the driver calls it.
         text: String,
     },
+}
+
+impl Error {
+    pub(crate) fn missing(library: &Path) -> Self {
+        Self::Missing { library: library.display().to_string() }
+    }
 }
 
 /// A card as the driver describes it.
@@ -106,7 +115,10 @@ impl Driver {
         if let Some(path) = std::env::var_os(VARIABLE) {
             return Self::open_at(Path::new(&path));
         }
-        NAMES.iter().find_map(|name| Self::load(Path::new(name))).unwrap_or(Err(Error::Missing))
+        NAMES
+            .iter()
+            .find_map(|name| Self::load(Path::new(name)))
+            .unwrap_or(Err(Error::missing(NAMES[0].as_ref())))
     }
 
     /// As [`Self::open`], with this library.
@@ -114,7 +126,7 @@ impl Driver {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_at(path: &Path) -> Result<Self, Error> {
-        Self::load(path).unwrap_or(Err(Error::Missing))
+        Self::load(path).unwrap_or(Err(Error::missing(path)))
     }
 
     fn load(path: &Path) -> Option<Result<Self, Error>> {

@@ -42,7 +42,7 @@ fn cards_are_listed_with_capability_and_memory() {
 #[test]
 fn every_reason_for_no_cards_is_one_sentence() {
     let at = |path: &str| Driver::open_at(Path::new(path)).err().expect("no driver").to_string();
-    assert_eq!(at("/nowhere/libcuda.so.1"), "no NVIDIA driver: libcuda.so.1 cannot be loaded");
+    assert_eq!(at("/nowhere/libcuda.so.1"), "no NVIDIA driver: /nowhere/libcuda.so.1 cannot be loaded");
     let foreign = at("libc.so.6");
     assert!(foreign.contains(" is not an NVIDIA driver: it lacks cu"), "{foreign}");
     let old = "the NVIDIA driver is made for CUDA 11.4, 12.0 or newer is needed: update the driver";

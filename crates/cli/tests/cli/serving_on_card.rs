@@ -89,7 +89,7 @@ fn what_keeps_a_card_from_serving_is_one_sentence_and_an_exit_code() {
         none.env("HEARTH_CUDA_DRIVER", "/nonexistent/libcuda.so.1").output().expect("the binary starts");
     assert_eq!(output.status.code(), Some(2));
     assert!(
-        stderr(&output).contains("no NVIDIA driver: libcuda.so.1 cannot be loaded"),
+        stderr(&output).contains("no NVIDIA driver: /nonexistent/libcuda.so.1 cannot be loaded"),
         "{}",
         stderr(&output)
     );

@@ -130,7 +130,7 @@ impl Api {
     fn load(path: &Path) -> Result<Self, Error> {
         // SAFETY: `Driver` has loaded the same library: it is a driver, and its initialisers have run.
         let library = unsafe { libloading::Library::new(path) };
-        let library = library.map_err(|_| crate::driver::Error::Missing)?;
+        let library = library.map_err(|_| crate::driver::Error::missing(path))?;
         Ok(Self::of(library, &path.display().to_string())?)
     }
 }
