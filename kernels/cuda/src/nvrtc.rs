@@ -116,7 +116,11 @@ impl Nvrtc {
             // SAFETY: NVRTC's initialisers have no preconditions; what the user points at is the user's.
             match unsafe { Library::new(&candidate) } {
                 Ok(library) => return Self::of(library, &candidate.display().to_string()),
-                Err(error) => reasons.push(error.to_string()),
+                Err(error) => reasons.push(match std::error::Error::source(&error) {
+                    // The loader's own words name the library.
+                    Some(why) => why.to_string(),
+                    None => format!("{}: {error}", candidate.display()),
+                }),
             }
         }
         Err(Error::Missing(reasons.join("; ")))
