@@ -46,7 +46,7 @@ bool spend(const char* name) {
 }
 
 // What images begin with; the name of a file of kernels follows.
-const std::string ELF = "\x7f" "ELF stand-in ", PTX = "// PTX stand-in ";
+const std::string &ELF = *new std::string("\x7f" "ELF stand-in "), &PTX = *new std::string("// PTX stand-in ");
 
 struct Operation {
     bool copy;
@@ -81,8 +81,9 @@ struct Driver {
     std::set<std::string> launched;
     double clock = 0;
 };
-Driver driver;
-std::recursive_mutex mutex;
+// Never destroyed, like all that outlives a call: a process may end while one of its threads is still in a call.
+Driver& driver = *new Driver;
+std::recursive_mutex& mutex = *new std::recursive_mutex;
 int primary;
 thread_local void* current = nullptr;
 

@@ -14,7 +14,7 @@ struct Kernel {
 };
 
 inline std::map<std::string, Kernel>& kernels() {
-    static std::map<std::string, Kernel> all;
+    static auto& all = *new std::map<std::string, Kernel>;
     return all;
 }
 

@@ -159,7 +159,7 @@ struct Machine {
 };
 
 inline Machine& machine() {
-    static Machine m;
+    static Machine& m = *new Machine;
     return m;
 }
 
