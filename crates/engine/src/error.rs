@@ -62,6 +62,12 @@ pub enum Error {
         /// What went wrong.
         cause: Box<Error>,
     },
+    /// Rows of an embedding that stays on disk could not be read. The next step reads again.
+    #[error("rows of the embedding could not be streamed: {cause}")]
+    Table {
+        /// What went wrong.
+        cause: Box<Error>,
+    },
     /// A configuration that cannot work.
     #[error("{0}")]
     Config(String),

@@ -65,4 +65,4 @@ pub use loader::{Arithmetic, LoadProgress, LoadedModel, ResidentWeights};
 pub use placement::{Aim, Crowd};
 pub use score::Scorer;
 pub use speculation::Speculation;
-pub use streaming::{Streamed, WeightPlan};
+pub use streaming::{Streamed, TableBytes, WeightPlan};

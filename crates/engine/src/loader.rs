@@ -5,7 +5,7 @@ use crate::adapter::AdapterLoader;
 use crate::error::Error;
 use crate::footprint;
 use crate::placement::{Aim, Placement};
-use crate::streaming::{Counters, Prepared, Stream, Streamed, WeightPlan, may_stream};
+use crate::streaming::{Counters, Prepared, Stream, Streamed, Table, WeightPlan, may_stream};
 use burn::tensor::{Device, Tensor};
 use hearth_kernels::cpu::pages::{Arena, Image, Loan};
 use hearth_kernels::paged::KvType;
@@ -52,6 +52,8 @@ pub struct LoadProgress {
 #[derive(Default)]
 pub(crate) struct Held {
     matrices: HashMap<String, Arc<PackedMatrix>>,
+    /// The embedding, if it is not among them.
+    elsewhere: Option<String>,
     vectors: HashMap<String, Tensor<1>>,
 }
 
@@ -92,7 +94,10 @@ impl WeightSource for Held {
     }
 
     fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix, ModelError> {
-        self.matrix(name, shape)
+        match &self.elsewhere {
+            Some(elsewhere) if *elsewhere == format!("{name}.weight") => Ok(Matrix::Shape(shape)),
+            _ => self.matrix(name, shape),
+        }
     }
 }
 
@@ -280,7 +285,7 @@ pub struct LoadedModel(Arc<Parts>);
 
 pub(crate) struct Parts {
     pub(crate) config: ModelConfig,
-    pub(crate) embedding: Embedding,
+    embedding: Embedding,
     /// `None` where a block is streamed.
     blocks: Vec<Option<Box<dyn Block>>>,
     pub(crate) head: Head,
@@ -290,6 +295,8 @@ pub(crate) struct Parts {
     /// Held for the bytes it stands for.
     weights: Option<ResidentWeights>,
     stream: Option<Stream>,
+    /// The embedding's rows, where they stay on disk.
+    table: Option<Table>,
     /// Bytes of weights in host memory and on disk that every pass uses.
     streamed: [u64; 2],
     placement: Option<Placement>,
@@ -348,13 +355,15 @@ impl LoadedModel {
         ledger: &Ledger,
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<Self, Error> {
-        let Prepared { plan, resident, streamed, file } = prepared;
+        let Prepared { plan, resident, streamed, table, file } = prepared;
         let WeightPlan { placement, blocks, kv_type, look_ahead: ahead, .. } = plan;
         let mut weights = ResidentWeights::read(resident, files, activations, ledger, progress)?;
+        weights.held.elsewhere = table.as_ref().map(|table| table.part.spec.name.clone());
         let is_resident = |i: usize| placement.tiers[i] == Tier::Device;
         let mut parts = Parts::build(arch.as_ref(), &is_resident, &mut weights, ledger)?;
         parts.weights = Some(weights);
         parts.kv_type = kv_type;
+        parts.table = table.map(|table| Table::new(table, &file, ledger)).transpose()?;
         let stream = Stream::start(arch, file, streamed, activations, ahead, ledger)?;
         parts.stream = Some(stream);
         parts.streamed = [Tier::Host, Tier::Nvme].map(|tier| placement.bytes(tier, &blocks));
@@ -446,9 +455,23 @@ impl Parts {
             ledger: ledger.clone(),
             weights: None,
             stream: None,
+            table: None,
             streamed: [0; 2],
             placement: None,
         })
+    }
+
+    /// Token ids → `[ids, d_model]`.
+    ///
+    /// # Errors
+    /// [`Error::Table`] when rows that stay on disk could not be read.
+    pub(crate) fn embed(&self, ids: &[u32]) -> Result<Tensor<2>, Error> {
+        match &self.table {
+            None => Ok(self.embedding.forward(ids)),
+            Some(table) => {
+                table.rows(&self.embedding, ids).map_err(|cause| Error::Table { cause: Box::new(cause) })
+            }
+        }
     }
 
     /// The block loop: hands every block over in order, streamed ones as they come.

@@ -139,7 +139,7 @@ impl Runner {
             // Then blocks run op by op, in the memory that was charged for it all.
             self.space = Workspace::default();
         }
-        let mut x = Some(parts.embedding.forward(&ids));
+        let mut x = Some(parts.embed(&ids)?);
         parts.each_block(|layer, block| {
             let fused = block.fused().filter(|_| context.adapted.is_empty());
             x = x.take().map(|x| match fused {
@@ -170,7 +170,9 @@ impl Forward for Runner {
     }
 
     fn check(&mut self) -> Result<(), Error> {
-        self.model.parts().each_block(|_, _| ())
+        let parts = self.model.parts();
+        parts.embed(&[0])?;
+        parts.each_block(|_, _| ())
     }
 
     fn move_blocks(&mut self, moves: &[Move]) {

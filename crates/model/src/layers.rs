@@ -33,7 +33,12 @@ impl Embedding {
 
     /// Token ids, each below the vocabulary size → `[ids, d_model]`.
     pub fn forward(&self, ids: &[u32]) -> Tensor<2> {
-        let x = self.weight.rows(ids);
+        self.forward_from(&self.weight, ids)
+    }
+
+    /// The same with rows `ids` of another matrix, which stands in for this one's.
+    pub fn forward_from(&self, weight: &Matrix, ids: &[u32]) -> Tensor<2> {
+        let x = weight.rows(ids);
         match self.scale {
             Some(scale) => x * scale,
             None => x,

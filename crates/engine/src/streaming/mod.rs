@@ -2,6 +2,7 @@
 //!
 //! - here: the stream of blocks through a ring, and what it counts.
 //! - [`plan`]: what is resident and what is streamed.
+//! - [`table`]: the embedding where it stays on disk.
 //!
 //! A bundle stores matrices as the kernels compute with them, so a block is ready as soon as its bytes are read: disk →
 //! ring past the page cache ([`Prefetcher`], io_uring), each buffer a whole block, computed with where it lies. Reading
@@ -10,9 +11,12 @@
 //! copied. Every row of a step uses a block while it is there: one fetch serves the whole batch.
 
 mod plan;
+mod table;
 
 pub use plan::WeightPlan;
 pub(crate) use plan::{Prepared, may_stream};
+pub use table::TableBytes;
+pub(crate) use table::{Table, TablePart};
 
 use crate::error::Error;
 use crate::loader::{Held, Part};

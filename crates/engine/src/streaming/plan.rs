@@ -1,6 +1,6 @@
 //! What is resident and what is streamed, decided before anything is allocated.
 
-use super::{StreamedBlock, look_ahead};
+use super::{StreamedBlock, TableBytes, TablePart, look_ahead};
 use crate::error::Error;
 use crate::footprint;
 use crate::loader::{Arithmetic, Part, kv_type};
@@ -21,6 +21,8 @@ pub struct WeightPlan {
     pub blocks: Vec<BlockBytes>,
     /// Device bytes of the weights outside the blocks.
     pub fixed: u64,
+    /// The embedding, if it stays on disk and rows of it are read.
+    pub table: Option<TableBytes>,
     /// The tier of each block.
     pub placement: Placement,
     /// What the KV cache stores.
@@ -71,7 +73,7 @@ impl WeightPlan {
         let packed = |parts: &Vec<Part>| BlockBytes { packed: bytes(parts), stored: 0 };
         let blocks: Vec<BlockBytes> = blocks.iter().map(packed).collect();
         let placement = Placement { tiers: vec![Tier::Device; blocks.len()], ring_bytes: 0 };
-        Self { blocks, fixed: bytes(&fixed), placement, kv_type, look_ahead: 0 }
+        Self { blocks, fixed: bytes(&fixed), table: None, placement, kv_type, look_ahead: 0 }
     }
 }
 
@@ -103,6 +105,8 @@ pub(crate) struct Prepared {
     /// Everything that stays on the device.
     pub resident: Vec<Part>,
     pub streamed: Vec<StreamedBlock>,
+    /// The embedding, where it is not.
+    pub table: Option<TablePart>,
     pub file: NvmeFile,
 }
 
@@ -115,7 +119,6 @@ impl Prepared {
         ledger: &Ledger,
     ) -> Result<Self, Error> {
         let (mut resident, inside) = split(parts, files.config.num_layers);
-        let fixed = bytes(&resident);
         let mut path = None;
         let blocks: Vec<StreamedBlock> = inside
             .into_iter()
@@ -128,13 +131,34 @@ impl Prepared {
         let file = NvmeFile::open(&path)?;
         let wished = look_ahead(&file, &first.range)?;
         let sizes: Vec<BlockBytes> = blocks.iter().map(size).collect();
-        let decide = |ahead| decide(&files.config, kv_type, sizes.clone(), fixed, (ahead, aim), ledger);
-        // A tight budget reads ahead less; one block ahead keeps a disk busy that blocks are waited for.
-        let fitting = (1..=wished).rev().find_map(|ahead| Some((decide(ahead).ok()?, ahead)));
-        let (placement, look_ahead) = match fitting {
-            Some(found) => found,
-            None => (decide(1)?, 1),
+        let decided = |fixed: u64, table: Option<TableBytes>| -> Result<(Placement, usize), Error> {
+            let decide =
+                |ahead| decide(&files.config, kv_type, sizes.clone(), (fixed, table), (ahead, aim), ledger);
+            // A tight budget reads ahead less; one block ahead keeps a disk busy that blocks are waited for.
+            match (1..=wished).rev().find_map(|ahead| Some((decide(ahead).ok()?, ahead))) {
+                Some(found) => Ok(found),
+                None => Ok((decide(1)?, 1)),
+            }
         };
+        let from_disk = |placement: &Placement| placement.bytes(Tier::Nvme, &sizes);
+        let mut found = decided(bytes(&resident), None);
+        // Where blocks come from disk anyway, rows of the embedding may, if that leaves fewer blocks there.
+        let mut table = None;
+        if found.as_ref().map_or(true, |(placement, _)| from_disk(placement) > 0)
+            && let Some(part) = TablePart::take(&mut resident, files, &path)
+        {
+            let without = decided(bytes(&resident), Some(part.bytes()));
+            let better = match (&found, &without) {
+                (Ok((with, _)), Ok((without, _))) => from_disk(without) < from_disk(with),
+                (found, without) => found.is_err() && without.is_ok(),
+            };
+            match better {
+                true => (found, table) = (without, Some(part)),
+                false => resident.push(part.part),
+            }
+        }
+        let (placement, look_ahead) = found?;
+        let fixed = bytes(&resident);
         let mut streamed = Vec::new();
         for (mut block, tier) in blocks.into_iter().zip(&placement.tiers) {
             block.tier = *tier;
@@ -143,8 +167,9 @@ impl Prepared {
                 _ => streamed.push(block),
             }
         }
-        let plan = WeightPlan { blocks: sizes, fixed, placement, kv_type, look_ahead };
-        Ok(Self { plan, resident, streamed, file })
+        let bytes_of_table = table.as_ref().map(TablePart::bytes);
+        let plan = WeightPlan { blocks: sizes, fixed, table: bytes_of_table, placement, kv_type, look_ahead };
+        Ok(Self { plan, resident, streamed, table, file })
     }
 }
 
@@ -197,18 +222,23 @@ fn decide(
     config: &ModelConfig,
     kv_type: KvType,
     blocks: Vec<BlockBytes>,
-    fixed: u64,
+    (fixed, table): (u64, Option<TableBytes>),
     (look_ahead, aim): (usize, Aim),
     ledger: &Ledger,
 ) -> Result<Placement, Error> {
     let ring_buffers = Ahead { look_ahead, leases: 1 }.buffers() as u64;
     let needs = footprint::streaming_needs(config, kv_type, blocks, fixed, ring_buffers);
+    let TableBytes { stored, staging } = table.unwrap_or(TableBytes { stored: 0, staging: 0 });
+    let taken = |tier, bytes: u64| ledger.free(tier).checked_sub(bytes);
+    let (Some(host), Some(nvme)) = (taken(Tier::Host, staging), taken(Tier::Nvme, stored)) else {
+        return Err(Error::Config("there is no room for an embedding on disk".into()));
+    };
     let room = Room {
         device: ledger.free(Tier::Device),
         device_used: ledger.used(Tier::Device),
-        host: ledger.free(Tier::Host),
-        host_used: ledger.used(Tier::Host),
-        nvme: ledger.free(Tier::Nvme),
+        host,
+        host_used: ledger.used(Tier::Host) + staging,
+        nvme,
     };
     match aim {
         Aim::Latency => place(&needs, room),

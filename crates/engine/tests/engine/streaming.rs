@@ -52,10 +52,14 @@ fn deep() -> ModelFiles {
 }
 
 fn bundle(format: FormatRef, directory: &Path) -> ModelFiles {
-    let files = converted(&deep(), format, false);
+    written(&converted(&deep(), format, false), directory)
+}
+
+/// As a bundle, opened.
+fn written(files: &ModelFiles, directory: &Path) -> ModelFiles {
     let path = directory.join("bundle");
     let mut writer = BundleWriter::create(&path).expect("a new directory").with_layouts(LAYOUTS);
-    writer.model_files(&files).expect("writable");
+    writer.model_files(files).expect("writable");
     for spec in hearth_model::params(hearth_model::architecture(&files.config).expect("known").as_ref()) {
         let bytes = files.tensors.bytes(&spec.name).expect("there");
         writer.tensor(files.tensors.meta(&spec.name).expect("there"), &bytes).expect("writable");
@@ -64,13 +68,8 @@ fn bundle(format: FormatRef, directory: &Path) -> ModelFiles {
     let written = hearth_model::open(&path).expect("just written");
     for meta in files.tensors.tensors() {
         let rows = |files: &ModelFiles| files.tensors.bytes(&meta.name).expect("there").into_owned();
-        assert!(rows(&written) == rows(&files), "{format:?} {}", meta.name);
-        assert_eq!(
-            written.tensors.image(&meta.name).is_some(),
-            meta.shape.len() == 2,
-            "{format:?} {}",
-            meta.name
-        );
+        assert!(rows(&written) == rows(files), "{}", meta.name);
+        assert_eq!(written.tensors.image(&meta.name).is_some(), meta.shape.len() == 2, "{}", meta.name);
     }
     written
 }
@@ -142,6 +141,58 @@ fn streamed_logits_are_bit_equal_to_resident_ones_in_every_format_and_placement(
             assert!(ledger.peak(Tier::Device) <= device && ledger.peak(Tier::Host) <= host);
             assert_eq!((ledger.used(Tier::Device), ledger.used(Tier::Host)), (0, 0));
         }
+    }
+}
+
+/// The same model with a head of its own, which has the embedding's values.
+fn untied(format: FormatRef, directory: &Path) -> ModelFiles {
+    let tied = converted(&deep(), format, false);
+    let mut held = Held { metas: tied.tensors.tensors().to_vec(), bytes: BTreeMap::new() };
+    for meta in tied.tensors.tensors() {
+        held.bytes.insert(meta.name.clone(), tied.tensors.bytes(&meta.name).expect("readable").into_owned());
+    }
+    let head = tied.tensors.meta("model.embed_tokens.weight").expect("there").clone();
+    held.bytes.insert("lm_head.weight".into(), held.bytes[&head.name].clone());
+    held.metas.push(TensorMeta { name: "lm_head.weight".into(), ..head });
+    held.metas.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut hf_config = tied.hf_config.clone();
+    hf_config.insert("tie_word_embeddings".into(), false.into());
+    let config = ModelConfig::from_hf(&hf_config).expect("as before, but untied");
+    written(&ModelFiles { config, hf_config, tensors: Box::new(held), ..tied }, directory)
+}
+
+#[test]
+fn an_embedding_on_disk_makes_room_for_blocks_and_changes_no_bit() {
+    for format in quant::FORMATS.iter().filter(|f| quant::is_writable(**f)) {
+        let directory = tempfile::tempdir().expect("writable");
+        let files = untied(*format, directory.path());
+        let resident = logits(load(&files));
+        let Sizes { device, packed, stored } = sizes(&files);
+        // Host memory that holds all, and host memory that does not.
+        let model = within(&files, device, 12 * stored);
+        assert_eq!(tiers(&model)[2], 0);
+        assert!(logits(model) == resident, "{format:?}: nothing is read from disk");
+        // Beyond the least that works, until the embedding's place is what another block lacks.
+        // Rows pass through a buffer, nearly a block of this small model, which must not cost one.
+        let host = (MORE_THAN_RING + 1) * stored - 1024;
+        let plan = |device: u64| {
+            let budget = Budget { device: Some(Size(device)), host: Some(Size(host)), nvme: None };
+            WeightPlan::new(&files, Activations::F32, &Ledger::new(budget)).expect("it fits")
+        };
+        let lacks = |device: &u64| plan(*device).table.is_some();
+        let device = (device..device + 12 * packed).step_by(packed as usize / 8).find(lacks);
+        let device = device.unwrap_or_else(|| panic!("{format:?}: the embedding never leaves the device"));
+        let plan = plan(device);
+        let model = within(&files, device, host);
+        let ledger = model.ledger().clone();
+        let table = plan.table.map_or(0, |table| table.stored);
+        let nvme = plan.placement.bytes(Tier::Nvme, &plan.blocks) + table;
+        assert_eq!(ledger.used(Tier::Nvme), nvme, "{format:?}: predicted is measured");
+        let weights = plan.fixed + plan.placement.bytes(Tier::Device, &plan.blocks);
+        assert_eq!(ledger.used(Tier::Device), weights);
+        assert!(logits(model) == resident, "{format:?}");
+        assert!(ledger.peak(Tier::Device) <= device && ledger.peak(Tier::Host) <= host);
+        assert_eq!((ledger.used(Tier::Device), ledger.used(Tier::Host), ledger.used(Tier::Nvme)), (0, 0, 0));
     }
 }
 

@@ -42,6 +42,8 @@ pub struct ServeReport {
     pub nvme_bytes: u64,
     /// Blocks read ahead from disk.
     pub look_ahead: usize,
+    /// Whether the embedding stays on disk, and a step reads its tokens' rows.
+    pub embedding_on_disk: bool,
     /// Tokens that the KV cache holds.
     pub kv_tokens: usize,
     /// The largest batch that it holds with 512 tokens behind each sequence, within the batch's limit: what clients together
@@ -187,6 +189,7 @@ pub fn run(path: &Path, args: &PlanArgs, ui: &Ui) -> anyhow::Result<ServeReport>
         streamed_bytes: streamed(&plan),
         nvme_bytes: placed.nvme,
         look_ahead: plan.look_ahead,
+        embedding_on_disk: plan.table.is_some(),
         kv_tokens,
         crowd: forecast((kv_tokens / CONTEXT).clamp(1, serving.max_seqs) as u64),
         kv_host_tokens: grant.host_blocks * KV_BLOCK,
@@ -247,11 +250,12 @@ impl Adapters {
 fn charge(plan: &WeightPlan, ledger: &Ledger) -> anyhow::Result<Vec<Charge>> {
     let p = &plan.placement;
     let blocks = |tier| p.bytes(tier, &plan.blocks);
+    let table = plan.table.map_or((0, 0), |table| (table.stored, table.staging));
     [
         (Tier::Device, Kind::Weights, plan.fixed + blocks(Tier::Device)),
         (Tier::Host, Kind::Weights, blocks(Tier::Host)),
-        (Tier::Host, Kind::Staging, p.ring_bytes),
-        (Tier::Nvme, Kind::Weights, blocks(Tier::Nvme)),
+        (Tier::Host, Kind::Staging, p.ring_bytes + table.1),
+        (Tier::Nvme, Kind::Weights, blocks(Tier::Nvme) + table.0),
     ]
     .into_iter()
     .map(|(tier, kind, bytes)| Ok(ledger.charge(tier, kind, bytes)?))
@@ -310,10 +314,11 @@ impl Report for ServeReport {
             false => "all weights fit the device: nothing is streamed".to_owned(),
             true => format!(
                 "blocks: {device} on the device, {host} in host memory, {nvme} on disk; {} used per step, {} of it read from \
-                 disk, {} blocks ahead",
+                 disk, {} blocks ahead{}",
                 bytes(self.streamed_bytes),
                 bytes(self.nvme_bytes),
-                self.look_ahead
+                self.look_ahead,
+                if self.embedding_on_disk { "; the embedding on disk, read by rows" } else { "" }
             ),
         }];
         for tier in Tier::ALL {
