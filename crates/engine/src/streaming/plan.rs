@@ -150,7 +150,9 @@ impl Prepared {
             let without = decided(bytes(&resident), Some(part.bytes()));
             let better = match (&found, &without) {
                 (Ok((with, _)), Ok((without, _))) => from_disk(without) < from_disk(with),
-                (found, without) => found.is_err() && without.is_ok(),
+                // Where neither fits, the smallest device that works is the one without it.
+                (Err(found), without) => without.is_ok() || matches!(found, Error::TooSmall(_)),
+                (Ok(_), Err(_)) => false,
             };
             match better {
                 true => (found, table) = (without, Some(part)),

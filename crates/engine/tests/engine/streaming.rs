@@ -175,10 +175,14 @@ fn an_embedding_on_disk_makes_room_for_blocks_and_changes_no_bit() {
         // Beyond the least that works, until the embedding's place is what another block lacks.
         // Rows pass through a buffer, nearly a block of this small model, which must not cost one.
         let host = (MORE_THAN_RING + 1) * stored - 1024;
-        let plan = |device: u64| {
+        let try_plan = |device: u64| {
             let budget = Budget { device: Some(Size(device)), host: Some(Size(host)), nvme: None };
-            WeightPlan::new(&files, Activations::F32, &Ledger::new(budget)).expect("it fits")
+            WeightPlan::new(&files, Activations::F32, &Ledger::new(budget))
         };
+        let plan = |device: u64| try_plan(device).expect("it fits");
+        let error = try_plan(1 << 10).expect_err("nothing fits 1 KiB").to_string();
+        let least = error.split(' ').find_map(|word| word.parse::<u64>().ok()).expect("what it needs");
+        assert!(least < device && plan(least).table.is_some(), "{format:?}: {error}");
         let lacks = |device: &u64| plan(*device).table.is_some();
         let device = (device..device + 12 * packed).step_by(packed as usize / 8).find(lacks);
         let device = device.unwrap_or_else(|| panic!("{format:?}: the embedding never leaves the device"));
