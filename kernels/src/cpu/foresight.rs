@@ -1,15 +1,22 @@
-//! What the next loop will read, fetched by threads that have nothing to do.
+//! What will be read, asked for in time.
 //!
-//! While a sequence generates, products wait for memory, and between two products memory waits: for a norm, for rounding,
-//! for the slower thread. A model's products follow one another in the same order token after token, so each loop remembers
-//! which one came after it, and a thread that waits asks for the first bytes that it will read in that one. A wrong guess
-//! costs a little bandwidth and changes nothing else: asking for an address reads nothing and cannot fail.
+//! While a sequence generates, products wait for memory. A CPU looks a few hundred bytes ahead by itself; memory answers as
+//! fast as it can only if more is under way, so a thread asks for what lies [`AHEAD`] bytes further on its way ([`Way`]).
+//!
+//! Between two products memory would wait: for a norm, for rounding, for the slower thread. A model's products follow one
+//! another in the same order token after token, so each loop remembers which one came after it: a thread's way goes on there,
+//! and a thread that waits asks for more of it. A wrong guess costs a little bandwidth and changes nothing else: asking for an
+//! address reads nothing and cannot fail.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Matrices that one loop reads at most.
 const PARTS: usize = 3;
+/// How far ahead a thread asks: what memory gives it in the time that it takes to answer, several times over, and a small
+/// part of its second-level cache.
+const AHEAD: usize = 16 << 10;
 /// Bytes that a thread asks for between two looks for work: a few hundred nanoseconds' worth.
 const STEP: usize = 1 << 10;
 /// Bytes that a thread asks for at most before a loop begins, a part of its second-level cache.
@@ -70,6 +77,23 @@ impl Reads {
         None
     }
 
+    /// The matrices' addresses that belong to one of `threads` shares.
+    fn share(&self, thread: usize, threads: usize) -> [Range<usize>; PARTS] {
+        let all: usize = self.parts.iter().map(|(_, len)| len).sum();
+        let mut before = 0;
+        self.parts.map(|(start, len)| {
+            let (from, to) = match self.abreast {
+                true => (thread * len / threads, (thread + 1) * len / threads),
+                false => {
+                    let within = |at: usize| at.saturating_sub(before).min(len);
+                    (within(thread * all / threads), within((thread + 1) * all / threads))
+                }
+            };
+            before += len;
+            start + from..start + to
+        })
+    }
+
     /// Where it is remembered: matrices lie on cache lines.
     fn place(&self) -> usize {
         self.parts[0].0 / LINE % REMEMBERED
@@ -117,6 +141,7 @@ thread_local! {
     static LAST: Cell<Option<usize>> = const { Cell::new(None) };
     /// The change of [`NEXT`] that the thread works on, and its steps so far.
     static STEPS: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+    static WAY: Cell<Way> = const { Cell::new([Stretch { start: 0, end: 0, then: 0, reach: 0 }; PARTS]) };
 }
 
 /// Says that a loop begins, and from now on expects the one that came after it the last time.
@@ -132,6 +157,56 @@ fn expected(followers: &[Slot; REMEMBERED], last: Option<usize>, reads: Reads) -
         followers[last].set(reads);
     }
     followers[reads.place()].get()
+}
+
+/// What a thread reads one after the other, and where it goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Stretch {
+    start: usize,
+    end: usize,
+    /// What follows upon `end`.
+    then: usize,
+    /// How far ahead it asks.
+    reach: usize,
+}
+
+impl Stretch {
+    /// What lies ahead of `address`, if that is on this stretch.
+    fn ahead(&self, address: usize) -> Option<usize> {
+        (self.start..self.end).contains(&address).then(|| match address + self.reach {
+            to if to < self.end => to,
+            beyond => self.then + (beyond - self.end),
+        })
+    }
+}
+
+/// A thread's way through a loop.
+type Way = [Stretch; PARTS];
+
+fn way(reads: Reads, next: Reads, thread: usize, threads: usize) -> Way {
+    let first = |reads: Reads| reads.share(thread, threads).into_iter().find(|range| !range.is_empty());
+    let (share, after) = (reads.share(thread, threads), first(next).map_or(0, |range| range.start));
+    let beside =
+        if reads.abreast { share.iter().filter(|range| !range.is_empty()).count().max(1) } else { 1 };
+    let mut way = Way::default();
+    for (i, range) in share.iter().enumerate() {
+        let following = share[i + 1..].iter().find(|range| !range.is_empty() && !reads.abreast);
+        let reach = AHEAD / beside;
+        let then = following.map_or(after + if reads.abreast { i * reach } else { 0 }, |range| range.start);
+        way[i] = Stretch { start: range.start, end: range.end, then, reach };
+    }
+    way
+}
+
+/// Says that this thread works on share `thread` of a loop that [`begin`] was called for.
+pub(super) fn enter(reads: Reads, thread: usize, threads: usize) {
+    WAY.set(way(reads, NEXT.get(), thread, threads));
+}
+
+/// What a thread that reads on from `address` asks for meanwhile, as far as it reads.
+#[inline]
+pub(super) fn ahead(address: usize) -> usize {
+    WAY.with(|way| way.get().iter().find_map(|stretch| stretch.ahead(address))).unwrap_or(address + AHEAD)
 }
 
 /// Asks for a few of the lines that this thread will read in the loop expected, if there are some left.
@@ -152,8 +227,10 @@ pub(super) fn fetch(thread: usize, threads: usize) {
     }
 }
 
+/// Has the line of `address` brought to the second-level cache, where many lines may be on their way at a time.
 #[cfg(target_arch = "x86_64")]
-fn ask(address: usize) {
+#[inline(always)]
+pub(super) fn ask(address: usize) {
     use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
     // SAFETY: a hint, which nothing happens for where no memory is.
     #[allow(unused_unsafe)]
@@ -163,7 +240,7 @@ fn ask(address: usize) {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn ask(_address: usize) {}
+pub(super) fn ask(_address: usize) {}
 
 #[cfg(test)]
 mod tests {
@@ -187,6 +264,29 @@ mod tests {
         let expected = [3, 9, 4, 10, 5, 11].map(|n| base + n * STEP);
         assert_eq!(steps(Reads::abreast(&[first, second]), 1, 2), expected);
         assert!(steps(Reads::default(), 0, 2).is_empty());
+    }
+
+    #[test]
+    fn a_way_goes_through_a_threads_share_and_on_into_its_next_one() {
+        let share = AHEAD * 4;
+        let (q, k, next) = (1 << 30, 1 << 31, 1 << 32);
+        // The first of two threads has all of q and half of k, the second the rest of k.
+        let reads = Reads { parts: [(q, share), (k, 3 * share), (0, 0)], abreast: false };
+        let after = Reads { parts: [(next, 2 * share), (0, 0), (0, 0)], abreast: false };
+        let ahead = |way: Way, address: usize| way.iter().find_map(|s| s.ahead(address));
+        let first = way(reads, after, 0, 2);
+        assert_eq!(ahead(first, q), Some(q + AHEAD));
+        assert_eq!(ahead(first, q + share - 10), Some(k + AHEAD - 10));
+        assert_eq!(ahead(first, k + share - 10), Some(next + AHEAD - 10));
+        assert_eq!(ahead(first, k + share), None, "the other thread's");
+        let second = way(reads, after, 1, 2);
+        assert_eq!(ahead(second, k + 3 * share - 10), Some(next + share + AHEAD - 10));
+        // Side by side each matrix has its part of what is under way.
+        let reads = Reads { abreast: true, parts: [(q, share), (k, share), (0, 0)] };
+        let way = way(reads, after, 0, 2);
+        assert_eq!(ahead(way, q), Some(q + AHEAD / 2));
+        assert_eq!(ahead(way, q + share / 2 - 10), Some(next + AHEAD / 2 - 10));
+        assert_eq!(ahead(way, k + share / 2 - 10), Some(next + AHEAD - 10));
     }
 
     #[test]

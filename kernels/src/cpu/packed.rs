@@ -409,8 +409,10 @@ pub(super) fn each_panel(walk: Walk, x: &Int8Rows, each: impl Fn(usize, Range<us
     let tasks =
         (work / TASK_WORK).clamp(1, 6 * pool::threads()).next_multiple_of(pool::threads()).min(panels.max(1));
     let chunk = (ROWS_BYTES / (x.blocks * BLOCK)).max(8).next_multiple_of(8);
-    foresight::begin(walk.reads());
+    let (reads, threads) = (walk.reads(), pool::threads());
+    foresight::begin(reads);
     pool::for_each(tasks, |task| {
+        foresight::enter(reads, task * threads / tasks, threads);
         for first in (0..x.rows).step_by(chunk) {
             for panel in task * panels / tasks..(task + 1) * panels / tasks {
                 each(panel, first..(first + chunk).min(x.rows));

@@ -67,9 +67,9 @@ unsafe fn tile<const BITS: usize, const KIND: u8, const R: usize>(
     let zero = if BITS == 8 { 0 } else { i32::from(panel.format.zero) };
     let mut acc = [[_mm256_setzero_ps(); 2]; R];
     for b in 0..x.blocks {
-        // The next panel's scales lie past its codes, where the CPU does not expect them yet.
-        let record = panel.format.scales.record(b) + panel.stride;
-        _mm_prefetch::<_MM_HINT_T0>(panel.scales.as_ptr().wrapping_add(record).cast());
+        if R < TILE {
+            panel.ask_ahead::<BITS>(b, x.blocks);
+        }
         for side in 0..2 {
             // SAFETY: block `b` of the panel, rows `first..first + R` of `x`: all within the lengths promised.
             unsafe {

@@ -16,10 +16,6 @@ const SUPER_SIGNED: u8 = 3;
 /// Most rows of activations at a time: their sums and a block's codes fill the registers.
 const TILE: usize = 8;
 
-/// How many bytes ahead few rows ask for codes that take work to unpack: between that work the CPU sees too little of what
-/// comes to keep the memory busy. Bytes are used as they are, and asking for them only gets in the way.
-const AHEAD: usize = 896;
-
 /// Whether this CPU runs it.
 #[inline]
 pub fn available() -> bool {
@@ -77,14 +73,8 @@ unsafe fn tile<const BITS: usize, const KIND: u8, const R: usize>(
     let zero = i32::from(panel.format.zero);
     let mut acc = [_mm512_setzero_ps(); R];
     for b in 0..x.blocks {
-        // The next panel's scales lie past its codes, where the CPU does not expect them yet.
-        let record = panel.format.scales.record(b) + panel.stride;
-        _mm_prefetch::<_MM_HINT_T0>(panel.scales.as_ptr().wrapping_add(record).cast());
-        if R < TILE && BITS < 8 {
-            for line in 0..BITS {
-                let at = panel.codes.as_ptr().wrapping_add(b * 64 * BITS + AHEAD + 64 * line);
-                _mm_prefetch::<_MM_HINT_T0>(at.cast());
-            }
+        if R < TILE {
+            panel.ask_ahead::<BITS>(b, x.blocks);
         }
         // SAFETY: block `b` of the panel, rows `first..first + R` of `x`: all within the lengths promised.
         unsafe {

@@ -29,6 +29,7 @@ pub mod format;
 mod product;
 mod strips;
 
+use super::foresight;
 use super::pages::{Arena, Image, LINE, Piece};
 use super::simd::LANES;
 use activations::Int8Rows;
@@ -128,7 +129,7 @@ impl QuantPanels {
         let shape = Shape { format: self.format, columns: self.columns };
         let image = &self.image[panel * shape.panel_bytes()..][..shape.panel_bytes()];
         let (codes, scales) = image.split_at(shape.codes_bytes());
-        Panel { format: self.format, codes, scales, stride: shape.panel_bytes() }
+        Panel { format: self.format, codes, scales, ahead: 0 }
     }
 
     /// Decodes columns `from..` of a panel, whole blocks, as `[columns][16]`.
@@ -148,7 +149,9 @@ impl QuantPanels {
         rows: Range<usize>,
         put: &mut dyn FnMut(usize, &[f32; LANES]),
     ) {
-        product::multiply(self.panel(panel), x, rows, put);
+        let panel = self.panel(panel);
+        let ahead = foresight::ahead(panel.codes.as_ptr() as usize);
+        product::multiply(Panel { ahead, ..panel }, x, rows, put);
     }
 }
 
@@ -163,11 +166,20 @@ struct Panel<'a> {
     format: &'static QuantFormat,
     codes: &'a [u8],
     scales: &'a [u8],
-    /// Bytes from a panel to the next.
-    stride: usize,
+    /// Address of as many bytes as the panel has, to be asked for meanwhile.
+    ahead: usize,
 }
 
 impl Panel<'_> {
+    /// Asks for the part of what is [ahead](Panel::ahead) that is as long as block `b` of `blocks`, of codes of `BITS` bits.
+    #[inline(always)]
+    fn ask_ahead<const BITS: usize>(&self, b: usize, blocks: usize) {
+        for line in 0..BITS {
+            foresight::ask(self.ahead + (b * BITS + line) * LINE);
+        }
+        foresight::ask(self.ahead + self.codes.len() + b * (self.scales.len() / blocks));
+    }
+
     /// Unsigned code at (`lane`, column `i` of block `b`): the definition of the layout.
     fn code(&self, b: usize, lane: usize, i: usize) -> u8 {
         let codes = &self.codes[b * self.format.block_codes()..][..self.format.block_codes()];
