@@ -44,9 +44,9 @@ fn tiles<const BITS: usize, const KIND: u8>(panel: Panel, x: &Int8Rows, rows: Ra
         // SAFETY: the features are there (`multiply`), the lengths were checked, and `row + R ≤ rows.end`.
         row += unsafe {
             match rows.end - row {
-                TILE.. => tile::<BITS, KIND, TILE>(panel, x, row, put),
-                2.. => tile::<BITS, KIND, 2>(panel, x, row, put),
-                _ => tile::<BITS, KIND, 1>(panel, x, row, put),
+                TILE.. => tile::<BITS, KIND, TILE>(panel, x, row, row == rows.start, put),
+                2.. => tile::<BITS, KIND, 2>(panel, x, row, row == rows.start, put),
+                _ => tile::<BITS, KIND, 1>(panel, x, row, row == rows.start, put),
             }
         };
     }
@@ -61,13 +61,14 @@ unsafe fn tile<const BITS: usize, const KIND: u8, const R: usize>(
     panel: Panel,
     x: &Int8Rows,
     first: usize,
+    ask: bool,
     put: &mut Put,
 ) -> usize {
     // With eight bits the codes are made signed first, so nothing is left to subtract.
     let zero = if BITS == 8 { 0 } else { i32::from(panel.format.zero) };
     let mut acc = [[_mm256_setzero_ps(); 2]; R];
     for b in 0..x.blocks {
-        if R < TILE {
+        if ask {
             panel.ask_ahead::<BITS>(b, x.blocks);
         }
         for side in 0..2 {

@@ -50,10 +50,10 @@ fn tiles<const BITS: usize, const KIND: u8>(panel: Panel, x: &Int8Rows, rows: Ra
         // SAFETY: the features are there (`multiply`), the lengths were checked, and `row + R ≤ rows.end`.
         row += unsafe {
             match rows.end - row {
-                TILE.. => tile::<BITS, KIND, TILE>(panel, x, row, put),
-                4.. => tile::<BITS, KIND, 4>(panel, x, row, put),
-                2.. => tile::<BITS, KIND, 2>(panel, x, row, put),
-                _ => tile::<BITS, KIND, 1>(panel, x, row, put),
+                TILE.. => tile::<BITS, KIND, TILE>(panel, x, row, row == rows.start, put),
+                4.. => tile::<BITS, KIND, 4>(panel, x, row, row == rows.start, put),
+                2.. => tile::<BITS, KIND, 2>(panel, x, row, row == rows.start, put),
+                _ => tile::<BITS, KIND, 1>(panel, x, row, row == rows.start, put),
             }
         };
     }
@@ -68,12 +68,13 @@ unsafe fn tile<const BITS: usize, const KIND: u8, const R: usize>(
     panel: Panel,
     x: &Int8Rows,
     first: usize,
+    ask: bool,
     put: &mut Put,
 ) -> usize {
     let zero = i32::from(panel.format.zero);
     let mut acc = [_mm512_setzero_ps(); R];
     for b in 0..x.blocks {
-        if R < TILE {
+        if ask {
             panel.ask_ahead::<BITS>(b, x.blocks);
         }
         // SAFETY: block `b` of the panel, rows `first..first + R` of `x`: all within the lengths promised.
