@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const PARTS: usize = 3;
 /// How far ahead a thread asks: what memory gives it in the time that it takes to answer, several times over, and a small
 /// part of its second-level cache.
-const AHEAD: usize = 16 << 10;
+const AHEAD: usize = 24 << 10;
 /// Bytes that a thread asks for between two looks for work: a few hundred nanoseconds' worth.
 const STEP: usize = 1 << 10;
 /// Bytes that a thread asks for at most before a loop begins, a part of its second-level cache.
